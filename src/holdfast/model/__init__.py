@@ -1,0 +1,1 @@
+"""Pure values, no input or output: digests, names, OCI documents, snapshot documents."""

@@ -1,0 +1,37 @@
+"""What long work tells whoever watches: a few counters, and nothing about how they are shown."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Progress:
+    """Counters of one job. Written by the workers, read by a display at its own pace.
+
+    ``bytes_done`` and ``files_done`` count what is dealt with (read, kept, written); ``bytes_stored`` what went into
+    the bucket. Totals are 0 while unknown. ``warnings`` are sentences for the user, in order.
+    """
+
+    bytes_total: int = 0
+    files_total: int = 0
+    bytes_done: int = 0
+    files_done: int = 0
+    bytes_stored: int = 0
+    phase: str = ""
+    warnings: list[str] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def advance(self, *, size: int = 0, files: int = 0, stored: int = 0) -> None:
+        """Add to the counters; safe from any thread."""
+        with self._lock:
+            self.bytes_done += size
+            self.files_done += files
+            self.bytes_stored += stored
+
+    def warn(self, sentence: str) -> None:
+        """Note something the user should know that does not stop the work."""
+        with self._lock:
+            if sentence not in self.warnings:
+                self.warnings.append(sentence)
