@@ -1,0 +1,1 @@
+"""The bucket, and the store that lies in it."""

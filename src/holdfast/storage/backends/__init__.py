@@ -1,0 +1,1 @@
+"""What holds a bucket's objects: an object store (``objects``), or a directory (``disk``)."""

@@ -1,0 +1,193 @@
+"""A bucket in a directory of this machine, as durable as an object store.
+
+An object is written under a temporary name, synced, and renamed (or linked, for a conditional write); then its folder
+is synced. A crash leaves at most a temporary file, in a folder of their own that listings never show.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from holdfast.errors import AccessDenied, AlreadyExists, BucketError, ObjectNotFound, Unavailable
+from holdfast.model.urls import BucketUrl
+from holdfast.storage.bucket import Bucket, Data, ObjectInfo
+
+_TEMPORARY = ".holdfast-tmp"
+_MOST_REMEMBERED = 4096
+_STALE_S = 24 * 3600
+_MOST_BUFFERS = 512  # below IOV_MAX (1024) on every system
+
+
+class DiskBucket(Bucket):
+    """Objects are files below a directory; keys are their relative paths."""
+
+    def __init__(self, url: BucketUrl) -> None:
+        self.url = url
+        self._root = url.directory
+        self._synced: set[str] = set()
+        self._lock = threading.Lock()
+
+    def put(self, key: str, data: bytes | Sequence[Data]) -> None:
+        with self._translated(key), self._temporary(data) as temporary:
+            path = self._path(key)
+            self._make_folders(os.path.dirname(path))
+            os.replace(temporary, path)
+            _sync_folder(os.path.dirname(path))
+
+    def create(self, key: str, data: bytes) -> None:
+        with self._translated(key), self._temporary(data) as temporary:
+            path = self._path(key)
+            self._make_folders(os.path.dirname(path))
+            os.link(temporary, path)
+            _sync_folder(os.path.dirname(path))
+
+    def get(self, key: str, *, limit: int) -> bytes:
+        with self._translated(key), open(self._path(key), "rb") as file:
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            raise BucketError(f"{self._named(key)} is larger than {limit} bytes")
+        return data
+
+    def get_range(self, key: str, offset: int, length: int) -> Data:
+        with self._translated(key), open(self._path(key), "rb", buffering=0) as file:
+            return os.pread(file.fileno(), length, offset)
+
+    def size(self, key: str) -> int | None:
+        with self._translated(key):
+            try:
+                return os.stat(self._path(key)).st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        folders, objects = self.names(prefix)
+        base = f"{prefix}/" if prefix else ""
+        for name in objects:
+            size = self.size(base + name)
+            if size is not None:
+                yield ObjectInfo(base + name, size)
+        for name in folders:
+            yield from self.objects(base + name)
+
+    def names(self, prefix: str) -> tuple[list[str], list[str]]:
+        folders: list[str] = []
+        objects: list[str] = []
+        with self._translated(prefix):
+            try:
+                with os.scandir(self._path(prefix)) as entries:
+                    for entry in entries:
+                        if entry.name != _TEMPORARY:
+                            (folders if entry.is_dir(follow_symlinks=False) else objects).append(entry.name)
+            except (FileNotFoundError, NotADirectoryError):
+                return [], []
+        return sorted(folders), sorted(objects)
+
+    def delete(self, key: str) -> None:
+        with self._translated(key), suppress(FileNotFoundError):
+            path = self._path(key)
+            os.unlink(path)
+            _sync_folder(os.path.dirname(path))
+
+    def exists(self) -> bool:
+        return os.path.isdir(self._root)
+
+    def make(self) -> None:
+        with self._translated(""):
+            self._make_folders(self._root)
+
+    def prepare_for_writing(self) -> bool:
+        honours = super().prepare_for_writing()
+        self._remove_stale()
+        return honours
+
+    def _path(self, key: str) -> str:
+        parts = key.split("/") if key else []
+        if any(part in ("", ".", "..", _TEMPORARY) or "\0" in part for part in parts):
+            raise BucketError(f"not a key: {key!r}")
+        return os.path.join(self._root, *parts)
+
+    @contextmanager
+    def _temporary(self, data: bytes | Sequence[Data]) -> Iterator[str]:
+        """Write ``data`` to a synced temporary file; it is gone afterwards unless it was renamed."""
+        folder = os.path.join(self._root, _TEMPORARY)
+        self._make_folders(folder)
+        path = os.path.join(folder, uuid.uuid4().hex)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                _write_all(descriptor, [data] if isinstance(data, bytes) else data)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            yield path
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def _make_folders(self, folder: str) -> None:
+        """Create a folder and its parents, each synced into its own parent."""
+        if folder in self._synced:
+            return
+        if not os.path.isdir(folder):
+            parent = os.path.dirname(folder)
+            self._make_folders(parent)
+            with suppress(FileExistsError):
+                os.mkdir(folder, 0o700)
+            _sync_folder(parent)
+        with self._lock:
+            if len(self._synced) > _MOST_REMEMBERED:
+                self._synced.clear()
+            self._synced.add(folder)
+
+    def _remove_stale(self) -> None:
+        """Remove what killed writers left, once it is surely no living writer's."""
+        folder = os.path.join(self._root, _TEMPORARY)
+        with suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.stat().st_mtime < time.time() - _STALE_S:
+                    os.unlink(entry.path)
+
+    def _named(self, key: str) -> str:
+        return f"{key!r} in {self.url}" if key else str(self.url)
+
+    @contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ObjectNotFound(f"there is no {self._named(key)}") from error
+        except FileExistsError as error:
+            raise AlreadyExists(f"{self._named(key)} exists already") from error
+        except PermissionError as error:
+            raise AccessDenied(f"no permission for {self._named(key)}: {error.strerror}") from error
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            hint = "free some space on the disk that holds the store" if full else None
+            raise Unavailable(f"cannot reach {self._named(key)}: {error.strerror}", hint=hint) from error
+
+
+def _write_all(descriptor: int, buffers: Sequence[Data]) -> None:
+    pending = [memoryview(buffer) for buffer in buffers if len(buffer)]
+    start = 0
+    while start < len(pending):
+        written = os.writev(descriptor, pending[start : start + _MOST_BUFFERS])
+        while written:
+            if written < len(pending[start]):
+                pending[start] = pending[start][written:]
+                break
+            written -= len(pending[start])
+            start += 1
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

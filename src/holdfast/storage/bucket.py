@@ -1,0 +1,129 @@
+"""The bucket: objects by key, whatever holds them.
+
+:class:`Bucket` states what every backend owes; ``storage.backends`` keeps it, and is the only user of obstore and
+boto3. Everything above sees the ``BucketError`` branch of ``holdfast.errors`` and never a third-party exception.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from holdfast.errors import AlreadyExists, ObjectNotFound
+from holdfast.model.urls import BucketUrl
+
+Data = bytes | memoryview
+PROBE_KEY = "holdfast/conditional-writes"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One object of a listing: its key below the bucket's prefix, and its size in bytes."""
+
+    key: str
+    size: int
+
+
+class Bucket(ABC):
+    """Objects by key, below the prefix of one URL.
+
+    Keys are relative to the prefix, ``/``-separated, without empty, ``.`` or ``..`` components. Every method may raise
+    ``AccessDenied`` or ``Unavailable`` (after the backend's own retries), is safe to call from many threads at once,
+    and returns only when the object store has acknowledged: what was put is durable.
+    """
+
+    url: BucketUrl
+
+    @abstractmethod
+    def put(self, key: str, data: bytes | Sequence[Data]) -> None:
+        """Store an object whole, or not at all; an object of that key is replaced.
+
+        ``data`` may be a list of buffers, which are sent one after another without being copied together.
+        """
+
+    @abstractmethod
+    def create(self, key: str, data: bytes) -> None:
+        """Store an object only if there is none of that key.
+
+        :raises AlreadyExists: there is one, and it stays as it was.
+        """
+
+    @abstractmethod
+    def get(self, key: str, *, limit: int) -> bytes:
+        """Read an object of at most ``limit`` bytes whole.
+
+        :raises ObjectNotFound: there is none.
+        :raises BucketError: it is larger.
+        """
+
+    @abstractmethod
+    def get_range(self, key: str, offset: int, length: int) -> Data:
+        """Read ``length`` bytes from ``offset`` on; fewer where the object ends before.
+
+        :raises ObjectNotFound: there is no such object.
+        """
+
+    @abstractmethod
+    def size(self, key: str) -> int | None:
+        """Give an object's size in bytes, or None if there is none."""
+
+    @abstractmethod
+    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """List every object whose key begins with ``prefix`` + ``/`` (all of them: pagination is the backend's job)."""
+
+    @abstractmethod
+    def names(self, prefix: str) -> tuple[list[str], list[str]]:
+        """List one level below ``prefix``: the names of the folders, and of the objects, each sorted."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove an object; none there is no error."""
+
+    @abstractmethod
+    def exists(self) -> bool:
+        """Whether the bucket itself is there."""
+
+    @abstractmethod
+    def make(self) -> None:
+        """Create the bucket; one that exists (and is ours) is no error."""
+
+    def prepare_for_writing(self) -> bool:
+        """Create the bucket where it is missing, and find out whether it honours conditional writes.
+
+        The answer costs one small request for a bucket that was prepared before. Without conditional writes, two
+        writers of one key both win, the later silently over the earlier.
+
+        :raises ObjectNotFound: the bucket is missing and its URL says ``create=false``.
+        """
+        if not self.url.flag("create", default=True) and not self.exists():
+            raise ObjectNotFound(
+                f"there is no bucket {self.url}", hint="create it, or leave create=false out of the URL"
+            )
+        try:
+            return self._probe()
+        except ObjectNotFound:
+            self.make()
+            return self._probe()
+
+    def _probe(self) -> bool:
+        for _ in range(2):
+            try:
+                self.create(PROBE_KEY, b"")
+            except AlreadyExists:
+                return True
+        return False
+
+
+def open_bucket(url: BucketUrl) -> Bucket:
+    """Give the bucket that a URL names. Nothing is read or written yet.
+
+    :raises UsageError: an option that the object store's client does not know.
+    """
+    if url.scheme == "file":
+        from holdfast.storage.backends.disk import DiskBucket  # noqa: PLC0415 - start-up: obstore only where used
+
+        return DiskBucket(url)
+    from holdfast.storage.backends.objects import open_object_bucket  # noqa: PLC0415 - start-up
+
+    return open_object_bucket(url)
