@@ -1,0 +1,158 @@
+"""Finds what a source holds, in the order of an index: siblings by their names' bytes, a directory before its content.
+
+Directories are opened one below the other, relative to their parent's descriptor and never through a symlink, so that
+nobody who can write in the source can make a backup read outside it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pathspec import GitIgnoreSpec
+
+from holdfast.errors import SourceError
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_CACHE_TAG = "CACHEDIR.TAG"
+_CACHE_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"
+
+
+class Found(NamedTuple):
+    """One path of a source: relative to the root (itself empty), its name in the directory that ``folder`` has open."""
+
+    path: bytes
+    name: str
+    folder: int
+    status: os.stat_result
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What to leave out of a backup.
+
+    ``exclude`` are patterns as in a .gitignore at the source's root; ``caches`` leaves out the content of directories
+    that a CACHEDIR.TAG marks (bford.info/cachedir); ``one_file_system`` does not descend into other file systems;
+    ``folders`` are (device, inode) of directories never to enter: the store's own, when it lies in the source.
+    """
+
+    exclude: tuple[str, ...] = ()
+    caches: bool = False
+    one_file_system: bool = False
+    folders: frozenset[tuple[int, int]] = field(default=frozenset())
+
+
+def open_root(source: bytes) -> int:
+    """Open a source's directory.
+
+    :raises SourceError: it cannot be opened.
+    """
+    try:
+        return os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SourceError(f"cannot read {os.fsdecode(source)!r}: {error.strerror}") from error
+
+
+def scan(  # noqa: C901 - one walk, and all that it leaves out
+    root: int, rules: Rules, report: Callable[[bytes, OSError], None]
+) -> Iterator[Found]:
+    """Walk the tree below the open directory ``root``, itself first.
+
+    Each ``folder`` stays open until the walk leaves it: use it before asking for the next path. What cannot be read is
+    reported and passed over; what vanishes meanwhile is passed over. Memory: the names of the directories on the way
+    down to the current one, each sorted.
+    """
+    spec = GitIgnoreSpec.from_lines(rules.exclude) if rules.exclude else None
+    status = os.fstat(root)
+    yield Found(b"", ".", root, status)
+    descriptor = os.dup(root)
+    stack = [(descriptor, b"", iter(_list(descriptor, b"", rules, report)))]
+    try:
+        while stack:
+            folder, base, entries = stack[-1]
+            entry = next(entries, None)
+            if entry is None:
+                os.close(folder)
+                stack.pop()
+                continue
+            name = entry.name
+            path = base + os.fsencode(name)
+            try:
+                found = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                report(path, error)
+                continue
+            mode = found.st_mode
+            if stat.S_ISSOCK(mode):
+                continue
+            is_folder = stat.S_ISDIR(mode)
+            if spec is not None and spec.match_file(os.fsdecode(path) + ("/" if is_folder else "")):
+                continue
+            if is_folder and (found.st_dev, found.st_ino) in rules.folders:
+                continue
+            yield Found(path, name, folder, found)
+            if not is_folder or (rules.one_file_system and found.st_dev != status.st_dev):
+                continue
+            try:
+                descriptor = os.open(name, _DIRECTORY, dir_fd=folder)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                report(path, error)
+                continue
+            stack.append((descriptor, path + b"/", iter(_list(descriptor, path, rules, report))))
+    finally:
+        for folder, _, _ in stack:
+            os.close(folder)
+
+
+def _list(folder: int, path: bytes, rules: Rules, report: Callable[[bytes, OSError], None]) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            found = list(entries)
+    except OSError as error:
+        report(path, error)
+        return []
+    if rules.caches and _is_cache(folder):
+        return [entry for entry in found if entry.name == _CACHE_TAG]
+    # Names sort by their bytes. Code points sort like their UTF-8 bytes, so plain text is right as it is; only the
+    # surrogates that stand for other bytes are not.
+    found.sort(key=_by_name)
+    if found and found[-1].name > "\ud7ff":
+        found.sort(key=lambda entry: os.fsencode(entry.name))
+    return found
+
+
+def _by_name(entry: os.DirEntry[str]) -> str:
+    return entry.name
+
+
+def _is_cache(folder: int) -> bool:
+    with suppress(OSError):
+        descriptor = os.open(_CACHE_TAG, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
+        try:
+            return os.read(descriptor, len(_CACHE_SIGNATURE)) == _CACHE_SIGNATURE
+        finally:
+            os.close(descriptor)
+    return False
+
+
+def estimate(source: bytes) -> tuple[int, int]:
+    """Count the files below a directory and their bytes, roughly: for a progress bar, while the backup is under way."""
+    files = size = 0
+    pending = [source]
+    while pending:
+        with suppress(OSError), os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    files += 1
+                    size += entry.stat(follow_symlinks=False).st_size
+    return files, size
