@@ -1,0 +1,607 @@
+"""Backs a directory or file up: what is new becomes layers, what is known is referenced, and one tag makes it visible.
+
+Order is the whole safety of it: layers, index, config, manifest, tag, ``latest``. Until the manifest is there, nobody
+sees anything; a backup that is killed leaves blobs that nothing references, and the next one goes on from them.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import platform
+import stat
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Semaphore
+from typing import Literal
+
+import msgspec
+
+from holdfast.archive.chunks import CHUNKER, ChunkMap
+from holdfast.archive.frames import Layer, LayerWriter, layer_target
+from holdfast.archive.pack import Packed, Packer, Vanished
+from holdfast.archive.pages import IndexBlob, IndexWriter
+from holdfast.archive.scan import Found, Rules, open_root, scan
+from holdfast.archive.zstd import DEFAULT_LEVEL
+from holdfast.errors import DamageError, NotFoundError, SourceError, Unavailable
+from holdfast.model.digest import Digest
+from holdfast.model.names import LATEST, SourceName, Tag
+from holdfast.model.oci import MANIFEST_TYPE, Descriptor, Manifest
+from holdfast.model.snapshot import (
+    ARTIFACT_TYPE,
+    CONFIG_TYPE,
+    CREATED,
+    FORMAT_VERSION,
+    HOLE_LAYER,
+    INDEX_HEADER,
+    INDEX_TYPE,
+    RECORD,
+    RECORD_SIZE,
+    SOURCE,
+    Counts,
+    Entry,
+    IndexHeader,
+    IndexRow,
+    LayerRow,
+    PageRow,
+    PathError,
+    SnapshotConfig,
+    SourceInfo,
+    shown,
+    sort_key,
+    weight,
+)
+from holdfast.progress import Progress
+from holdfast.storage.cache import Cache
+from holdfast.storage.store import Store
+from holdfast.volumes.snapshots import Snapshot, open_snapshot
+from holdfast.volumes.unfinished import Note, Notes
+
+_UPLOADS = 2
+_COMPRESSORS = max(2, os.cpu_count() or 2)
+_CHECKERS = 16
+_TELL_EVERY = 256
+_MOST_ERRORS = 10_000
+_SMALL_LAYERS = 1024
+_KINDS = {
+    stat.S_IFREG: "f",
+    stat.S_IFDIR: "d",
+    stat.S_IFLNK: "l",
+    stat.S_IFCHR: "c",
+    stat.S_IFBLK: "b",
+    stat.S_IFIFO: "p",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What to back up: the user's name for it, and the path where it is read."""
+
+    name: SourceName
+    path: bytes
+    kind: Literal["directory", "file", "volume"] = "directory"
+
+    @classmethod
+    def of_path(cls, path: bytes, name: SourceName | None = None) -> Source:
+        """Take a directory or file of this machine, through a symlink if the user names one.
+
+        :raises NotFoundError: there is nothing.
+        :raises SourceError: it is neither directory nor file, or cannot be reached.
+        """
+        absolute = os.path.abspath(path)
+        named = name or SourceName(absolute)
+        try:
+            real = os.path.realpath(absolute)
+            mode = os.stat(real).st_mode
+        except FileNotFoundError as error:
+            raise NotFoundError(f"there is no {os.fsdecode(path)!r} to back up") from error
+        except OSError as error:
+            raise SourceError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
+        if stat.S_ISDIR(mode):
+            return cls(named, real, "directory")
+        if stat.S_ISREG(mode):
+            return cls(named, real, "file")
+        raise SourceError(f"{os.fsdecode(path)!r} is neither a directory nor a file")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to back up. ``level`` is zstd's (1 to 19), or None to leave the archives uncompressed."""
+
+    rules: Rules = field(default_factory=Rules)
+    level: int | None = DEFAULT_LEVEL
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A backup that is in the store."""
+
+    name: SourceName
+    tag: Tag
+    digest: Digest
+    config: SnapshotConfig
+    changed: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every path could be read."""
+        return not self.config.errors
+
+
+def back_up(
+    store: Store, cache: Cache, source: Source, *, options: Options | None = None, progress: Progress | None = None
+) -> Done:
+    """Back a source up and return what is in the store now.
+
+    Memory does not grow with the size of a file or the number of layers: besides the three layers on their way and one
+    directory's names, about 55 bytes for each chunk that is known or new, up to two million of them.
+
+    :raises SourceError: the source cannot be read at all. Single paths that cannot be are noted in the config instead.
+    :raises BucketError: the store fails; it is as it was before, but for blobs that the next backup will find.
+    """
+    options = options or Options()
+    progress = progress or Progress()
+    if not store.bucket.prepare_for_writing():
+        progress.warn(
+            f"{store} does not honour conditional writes: of two backups that end at the same moment, "
+            "either may be the one that `latest` names"
+        )
+    parent = _find_parent(store, cache, source, progress)
+    lost: set[str] = set()
+    for _ in range(3):
+        run = _Run(store, cache, source, options, progress, parent, lost)
+        try:
+            return run.back_up()
+        except DamageError as error:
+            if parent is None:
+                raise
+            progress.warn(f"the snapshot before is damaged, so everything is stored anew: {error}")
+            parent = None
+        except _BlobsLost as error:
+            lost |= error.digests
+            if parent is not None and any(row.digest in lost for row in parent.header.indexes):
+                parent = None
+            progress.warn(f"{len(error.digests)} blobs of the snapshot before are gone; what they held is stored again")
+        finally:
+            run.stop()
+    raise Unavailable(
+        f"blobs keep vanishing from {store} while they are in use", hint="is another program deleting them?"
+    )
+
+
+class _BlobsLost(Exception):
+    """Blobs that the new snapshot would reference are not in the store any more."""
+
+    def __init__(self, digests: set[str]) -> None:
+        super().__init__()
+        self.digests = digests
+
+
+def _find_parent(store: Store, cache: Cache, source: Source, progress: Progress) -> Snapshot | None:
+    try:
+        digest = store.resolve(source.name.repository, LATEST)
+    except NotFoundError:
+        return None
+    except DamageError:
+        digest = None
+    try:
+        if digest is None:
+            return open_snapshot(store, cache, source.name)
+        parent = Snapshot(store, cache, source.name.repository, LATEST, digest)
+    except (DamageError, NotFoundError) as error:
+        progress.warn(f"the snapshot before cannot be used, so everything is stored anew: {error}")
+        return None
+    if parent.config.host != platform.node():
+        progress.warn(f"the snapshot before was made on host {parent.config.host}: every file is read again")
+    return parent
+
+
+def layers_to_drop(rows: list[LayerRow], target: int) -> set[int]:
+    """Choose the layers of the parent to leave behind: what still lives in them is read from the source again.
+
+    Those of which less than half is in use; and, where more than a thousand small ones (below a quarter of ``target``
+    bytes) have come together, all of the small ones. So stored bytes stay below about twice those in use, and a long
+    chain of small backups stays short.
+    """
+    dropped = {row.id for row in rows if row.live_bytes * 2 < row.tar_bytes}
+    small = {row.id for row in rows if row.tar_bytes * 4 < target}
+    return dropped | small if len(small) > _SMALL_LAYERS else dropped
+
+
+class _Run:
+    """One attempt at a backup, from the first path to the tag."""
+
+    def __init__(
+        self,
+        store: Store,
+        cache: Cache,
+        source: Source,
+        options: Options,
+        progress: Progress,
+        parent: Snapshot | None,
+        lost: set[str],
+    ) -> None:
+        self._store = store
+        self._cache = cache
+        self._source = source
+        self._repository = source.name.repository
+        self._options = options
+        self._progress = progress
+        self._parent = parent
+        self._began = time.monotonic()
+        self._created = datetime.now(UTC)
+        self._errors: list[PathError] = []
+        self._compressors = ThreadPoolExecutor(_COMPRESSORS, "compress")
+        self._uploaders = ThreadPoolExecutor(_UPLOADS, "upload")
+        self._uploads: list[Future[None]] = []
+        self._slots = Semaphore(_UPLOADS)
+        self._stored = 0
+        self._counts = {"f": 0, "d": 0}
+        self._others = 0
+        self._bytes = 0
+        self._parent_pages: dict[bytes, PageRow] = {}
+        self._fresh: dict[int, tuple[LayerRow, Descriptor]] = {}
+
+        rows = [row for row, _ in parent.layers.values()] if parent else []
+        self._dropped = layers_to_drop(rows, layer_target(len(rows))) | {row.id for row in rows if row.digest in lost}
+        self._old = {id_: pair for id_, pair in (parent.layers if parent else {}).items() if id_ not in self._dropped}
+        self._live = {id_: row.live_bytes for id_, (row, _) in self._old.items()}
+        first_id = max((row.id for row in rows), default=-1) + 1
+
+        self._notes = Notes(cache, store, source.name)
+        self._noted: dict[int, Note] = {}
+        for note in self._notes.read():
+            if note.layer.digest not in lost:
+                self._noted[first_id] = note
+                first_id += 1
+        self._known = ChunkMap(self._known_records)
+        self._layers = LayerWriter(
+            level=options.level,
+            pool=self._compressors,
+            close=self._close_layer,
+            first_id=first_id,
+            layers=len(self._old),
+        )
+        self._packer = Packer(self._layers, self._known)
+        self._index = IndexWriter(
+            known=parent.header_as_parent() if parent else None,
+            spill=self._put_index,
+            keep=lambda name, data: cache.put(name.hex(), data),
+        )
+
+    def back_up(self) -> Done:
+        for entry in self._entries():
+            self._index.add(entry)
+        self._layers.flush()
+        for upload in self._uploads:
+            upload.result()
+        return self._commit()
+
+    def stop(self) -> None:
+        """End the threads; what they still wait to do is dropped."""
+        self._compressors.shutdown(wait=False, cancel_futures=True)
+        self._uploaders.shutdown(wait=False, cancel_futures=True)
+
+    # What the source holds, against what the parent held
+
+    def _entries(self) -> Iterator[Entry]:
+        links: dict[tuple[int, int], bytes] = {}
+        old_files = _Merge(self._parent.entries() if self._parent else iter(()), self._forget)
+        done = 0
+        for found in self._found():
+            path, status = found.path, found.status
+            old = old_files.at(path)
+            first = None
+            if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+                first = links.get((status.st_dev, status.st_ino))
+            if old is not None and _unchanged(old, status, first) and self._all_kept(old):
+                yield old
+                yield from old_files.rest_kept()
+            else:
+                try:
+                    entries = (
+                        self._packer.pack(found, path) if first is None else [self._packer.link(found, path, first)]
+                    )
+                except (Vanished, OSError) as error:
+                    if isinstance(error, OSError):
+                        self._report(path, error)
+                    continue
+                yield from entries
+            if first is None and status.st_nlink > 1:
+                links[status.st_dev, status.st_ino] = path
+            self._count(found, first)
+            done += 1
+            if done % _TELL_EVERY == 0:
+                self._tell()
+        old_files.end()
+        self._tell()
+
+    def _found(self) -> Iterator[Found]:
+        if self._source.kind == "file":
+            yield from _single_file(self._source.path)
+            return
+        root = open_root(self._source.path)
+        try:
+            yield from scan(root, self._options.rules, self._report)
+        finally:
+            os.close(root)
+
+    def _all_kept(self, old: Entry) -> bool:
+        """Whether no chunk of the entry lay in a layer that is left behind."""
+        if not self._dropped or not old.chunks:
+            return True
+        if old.kind == "f" and len(old.chunks) != RECORD_SIZE and old.size > _bytes_of(old.chunks):
+            return False  # it goes on in further entries: read again rather than look ahead
+        return all(layer not in self._dropped for _, layer, _, _ in RECORD.iter_unpack(old.chunks))
+
+    def _forget(self, old: Entry) -> None:
+        """Take the references of an entry that is gone or changed off its layers."""
+        for _, layer, _, length in RECORD.iter_unpack(old.chunks):
+            if layer in self._live:
+                self._live[layer] -= weight(length)
+
+    def _known_records(self) -> Iterator[bytes]:
+        """Give the chunks that need not be stored again: the parent's, and those an unfinished backup left."""
+        if self._parent is not None:
+            for entry in self._parent.entries():
+                chunks = entry.chunks
+                for at in range(0, len(chunks), RECORD_SIZE):
+                    record = chunks[at : at + RECORD_SIZE]
+                    if RECORD.unpack(record)[1] in self._old:
+                        yield record
+        for id_, note in self._noted.items():
+            for name, _, offset, length in RECORD.iter_unpack(note.records):
+                yield RECORD.pack(name, id_, offset, length)
+
+    def _count(self, found: Found, first: bytes | None) -> None:
+        kind = _KINDS.get(stat.S_IFMT(found.status.st_mode), "?")
+        if first is None and kind in self._counts:
+            self._counts[kind] += 1
+            if kind == "f":
+                self._bytes += found.status.st_size
+        else:
+            self._others += 1
+
+    def _tell(self) -> None:
+        self._progress.bytes_done = self._bytes
+        self._progress.files_done = self._counts["f"]
+
+    def _report(self, path: bytes, error: OSError) -> None:
+        if len(self._errors) < _MOST_ERRORS:
+            self._errors.append(PathError(shown(path), error.strerror or type(error).__name__))
+
+    # Into the store
+
+    def _close_layer(self, layer: Layer) -> None:
+        for upload in self._uploads:
+            if upload.done():
+                upload.result()
+        self._uploads = [upload for upload in self._uploads if not upload.done()]
+        self._slots.acquire()
+        self._uploads.append(self._uploaders.submit(self._put_layer, layer))
+
+    def _put_layer(self, layer: Layer) -> None:
+        try:
+            digest = layer.seal()
+            descriptor = Descriptor(layer.media_type, str(digest), layer.size)
+            sent = self._put_blob(digest, layer.parts)
+            layer.parts.clear()
+            self._fresh[layer.id] = (LayerRow(layer.id, str(digest), layer.tar_bytes, layer.tar_bytes), descriptor)
+            self._notes.add(Note(descriptor, layer.tar_bytes, bytes(layer.records)))
+            self._progress.advance(stored=sent)
+        finally:
+            self._slots.release()
+
+    def _put_blob(self, digest: Digest, parts: bytes | list[bytes]) -> int:
+        # With no parent to trust, a blob of the same name may be the very one that was found damaged.
+        sent = self._store.put_blob(self._repository, digest, parts, rewrite=self._parent is None)
+        self._stored += sent
+        return sent
+
+    def _put_index(self, blob: IndexBlob) -> IndexRow:
+        digest = _digest_of(blob.parts)
+        self._put_blob(digest, blob.parts)
+        return IndexRow(str(digest), blob.pages_start, blob.size)
+
+    def _commit(self) -> Done:
+        rows, descriptors = self._layer_table()
+        blob = self._index.finish(rows, self._reread)
+        header = blob.header
+        self._check_there([*descriptors, *self._older_indexes(header)])
+        index = Descriptor(
+            INDEX_TYPE,
+            str(_digest_of(blob.parts)),
+            blob.size,
+            {INDEX_HEADER: f"{blob.header_length}:{blob.header_name.hex()}"},
+        )
+        self._put_blob(Digest.parse(index.digest), blob.parts)
+        config = self._config()
+        config_data = msgspec.json.encode(config)
+        config_digest = Digest.of(config_data)
+        self._put_blob(config_digest, config_data)
+        manifest = Manifest(
+            schema_version=2,
+            media_type=MANIFEST_TYPE,
+            artifact_type=ARTIFACT_TYPE,
+            config=Descriptor(CONFIG_TYPE, str(config_digest), len(config_data)),
+            layers=[index, *self._older_indexes(header), *descriptors],
+            annotations={CREATED: config.created, SOURCE: shown(self._source.name.name)},
+        )
+        digest = self._store.put_manifest(self._repository, manifest.encode())
+        tag = Tag.of_snapshot(self._created, digest.hex)
+        self._store.set_tag(self._repository, tag, digest)
+        self._store.set_tag(self._repository, LATEST, digest)
+        self._notes.clear()
+        self._cache.trim()
+        return Done(self._source.name, tag, digest, config, tuple(map(shown, self._packer.packed.changed)))
+
+    def _layer_table(self) -> tuple[list[LayerRow], list[Descriptor]]:
+        """Give the rows of all the layers that the snapshot needs, by id, and their descriptors in the same order."""
+        reused = self._packer.packed.reused
+        table = dict(self._fresh)
+        for id_, note in self._noted.items():
+            if reused[id_]:
+                table[id_] = (LayerRow(id_, note.layer.digest, note.tar_bytes, 0), note.layer)
+        for id_, (row, descriptor) in self._old.items():
+            table[id_] = (LayerRow(id_, row.digest, row.tar_bytes, self._live[id_]), descriptor)
+        for id_, (row, _) in table.items():
+            row.live_bytes = min(max(row.live_bytes + reused[id_], 0), row.tar_bytes)
+        ordered = [table[id_] for id_ in sorted(table)]
+        return [row for row, _ in ordered], _without_repeats([descriptor for _, descriptor in ordered])
+
+    def _older_indexes(self, header: IndexHeader) -> list[Descriptor]:
+        return [Descriptor(INDEX_TYPE, row.digest, row.size) for row in header.indexes[1:]]
+
+    def _check_there(self, descriptors: list[Descriptor]) -> None:
+        """Make sure that every blob which this run did not write is still in the store, whole.
+
+        :raises _BlobsLost: some are not.
+        """
+        fresh = {descriptor.digest for _, descriptor in self._fresh.values()}
+        others = [descriptor for descriptor in descriptors if descriptor.digest not in fresh]
+        with ThreadPoolExecutor(_CHECKERS, "check") as pool:
+            sizes = pool.map(lambda descriptor: self._store.blob_size(descriptor.parsed()), others)
+            lost = {d.digest for d, size in zip(others, sizes, strict=True) if size != d.size}
+        if lost:
+            raise _BlobsLost(lost)
+
+    def _reread(self, row: PageRow) -> bytes:
+        assert self._parent is not None  # noqa: S101 - only a parent's pages are ever written again
+        if row.blake3 not in self._parent_pages:
+            self._parent_pages.update({page.blake3: page for page in self._parent.header.pages})
+        return self._parent.page(self._parent_pages[row.blake3])
+
+    def _config(self) -> SnapshotConfig:
+        packed: Packed = self._packer.packed
+        name = self._source.name.name
+        shown_name = shown(name)
+        return SnapshotConfig(
+            format=FORMAT_VERSION,
+            created=self._created.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            source=SourceInfo(
+                kind=self._source.kind,
+                name=shown_name,
+                path=shown(self._source.path),
+                name_base64=None if shown_name.encode() == name else base64.b64encode(name).decode(),
+            ),
+            host=platform.node(),
+            machine_id=_machine_id(),
+            parent=str(self._parent.digest) if self._parent else None,
+            compression={"algorithm": "none"}
+            if self._options.level is None
+            else {"algorithm": "zstd", "level": self._options.level},
+            chunker=CHUNKER,
+            counts=Counts(
+                files=self._counts["f"],
+                directories=self._counts["d"],
+                others=self._others,
+                bytes=self._bytes,
+                bytes_read=packed.bytes_read,
+                bytes_new=packed.bytes_new,
+                bytes_stored=self._stored,
+                seconds=round(time.monotonic() - self._began, 3),
+            ),
+            errors=self._errors,
+        )
+
+
+class _Merge:
+    """Walks the parent's entries beside the paths that are found, both in the same order.
+
+    ``forget`` is called with every entry that is not kept.
+    """
+
+    def __init__(self, entries: Iterator[Entry], forget: Callable[[Entry], None]) -> None:
+        self._entries = entries
+        self._forget = forget
+        self._next = next(entries, None)
+        self._matched: Entry | None = None
+
+    def at(self, path: bytes) -> Entry | None:
+        """Give the parent's entry of a path. Unless ``rest_kept`` follows, it is forgotten."""
+        self._drop_matched()
+        entry = self._next
+        if entry is None:
+            return None
+        if entry.path != path:
+            key = sort_key(path)
+            while entry is not None and sort_key(entry.path) < key:
+                self._forget(entry)
+                entry = next(self._entries, None)
+            self._next = entry
+            if entry is None or entry.path != path:
+                return None
+        self._matched = entry
+        self._next = next(self._entries, None)
+        return entry
+
+    def rest_kept(self) -> Iterator[Entry]:
+        """Keep the entry that ``at`` gave, and give those in which it goes on."""
+        self._matched = None
+        while self._next is not None and self._next.kind == "+":
+            yield self._next
+            self._next = next(self._entries, None)
+
+    def end(self) -> None:
+        """Forget what is left."""
+        self._drop_matched()
+        while self._next is not None:
+            self._forget(self._next)
+            self._next = next(self._entries, None)
+
+    def _drop_matched(self) -> None:
+        if self._matched is None:
+            return
+        self._forget(self._matched)
+        self._matched = None
+        while self._next is not None and self._next.kind == "+":
+            self._forget(self._next)
+            self._next = next(self._entries, None)
+
+
+def _unchanged(old: Entry, status: os.stat_result, first: bytes | None) -> bool:
+    """Whether a path is as the parent has it, told from its metadata alone."""
+    if old.ctime_ns != status.st_ctime_ns or old.mtime_ns != status.st_mtime_ns or old.inode != status.st_ino:
+        return False
+    if first is not None:
+        return old.kind == "h" and old.target == first
+    kind = _KINDS.get(stat.S_IFMT(status.st_mode))
+    return old.kind == kind and (kind != "f" or old.size == status.st_size)
+
+
+def _bytes_of(chunks: bytes) -> int:
+    return sum(where if layer == HOLE_LAYER else length for _, layer, where, length in RECORD.iter_unpack(chunks))
+
+
+def _single_file(path: bytes) -> Iterator[Found]:
+    folder = open_root(os.path.dirname(path))
+    name = os.path.basename(path)
+    try:
+        yield Found(name, os.fsdecode(name), folder, os.stat(name, dir_fd=folder, follow_symlinks=False))
+    except OSError as error:
+        raise SourceError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
+    finally:
+        os.close(folder)
+
+
+def _digest_of(parts: list[bytes]) -> Digest:
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(part)
+    return Digest("sha256", hashed.hexdigest())
+
+
+def _without_repeats(descriptors: list[Descriptor]) -> list[Descriptor]:
+    return list({descriptor.digest: descriptor for descriptor in descriptors}.values())
+
+
+def _machine_id() -> str:
+    try:
+        return Path("/etc/machine-id").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""

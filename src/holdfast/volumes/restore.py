@@ -1,0 +1,670 @@
+"""Restores a snapshot, or a part of one, into a directory: only what differs is written, and deletions come last.
+
+One thread walks the index and plans; others fetch frames, check every chunk, and write the files that are in them. What
+fails leaves the target as it was, or further on the way to the snapshot: never with less than it had.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Literal
+
+from holdfast.archive.chunks import chunk_name
+from holdfast.archive.extract import (
+    Tree,
+    is_fatal,
+    is_temporary,
+    open_target,
+    target_error,
+    temporary_name,
+)
+from holdfast.errors import BusyError, DamageError, UsageError
+from holdfast.model.snapshot import HOLE_LAYER, RECORD_SIZE, Entry, PathError, shown
+from holdfast.progress import Progress
+from holdfast.volumes.contents import Chunk, Contents, chunks_of, grouped
+from holdfast.volumes.snapshots import Snapshot, is_below
+
+Mode = Literal["replace", "merge"]
+
+_WRITERS = 4
+_TASKS_WAITING = 8
+_BATCH_BYTES = 64 * 1024 * 1024
+_BATCH_PIECES = 16 * 1024
+_MOST_REPORTED = 10_000
+_READ_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to restore. ``paths`` are relative to the source's root, empty for all of it."""
+
+    target: bytes | None = None
+    paths: tuple[bytes, ...] = ()
+    mode: Mode = "replace"
+    verify: bool = False
+    dry_run: bool = False
+
+
+@dataclass(slots=True)
+class Restored:
+    """What a restore did, or (``dry_run``) would do. ``deleted`` and ``failed`` are paths relative to the target."""
+
+    target: str
+    written: int = 0
+    kept: int = 0
+    folders: int = 0
+    others: int = 0
+    bytes_written: int = 0
+    seconds: float = 0.0
+    deleted: list[str] = field(default_factory=list)
+    failed: list[PathError] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every path was restored."""
+        return not self.failed
+
+
+def restore(snapshot: Snapshot, options: Options, progress: Progress | None = None) -> Restored:
+    """Restore a snapshot into a directory.
+
+    Memory does not grow with the snapshot: the directories' entries, the hard links, one batch of files
+    (:data:`_BATCH_BYTES` of contents by reference), and at most a dozen frames of 4 MiB.
+
+    :raises TargetError: the target cannot be written; :class:`NoSpaceError` where it is full.
+    :raises DamageError: some paths could not be restored, for what is stored of them is damaged. All others were, and
+        nothing was deleted.
+    :raises NotFoundError: a path is not in the snapshot.
+    """
+    target, mode = _target(snapshot, options)
+    root = open_target(target, make=not options.dry_run)
+    if root is None:
+        return _restore_nowhere(snapshot, options, target)
+    try:
+        _lock(root, target)
+        run = _Run(snapshot, options, mode, target, root, progress or Progress())
+        try:
+            return run.restore()
+        finally:
+            run.stop()
+    finally:
+        os.close(root)
+
+
+def _target(snapshot: Snapshot, options: Options) -> tuple[bytes, Mode]:
+    """Say into which directory to restore; beside a single file, nothing is ever deleted."""
+    source = snapshot.config.source
+    if options.target is not None:
+        target = os.path.realpath(options.target)
+    elif not snapshot.name.is_path:
+        raise UsageError(
+            f"{snapshot.name} is no path of this machine", hint="say where to restore it with --target DIR"
+        )
+    else:
+        target = os.path.realpath(snapshot.name.name)
+        if source.kind == "file":
+            target = os.path.dirname(target)
+    return target, "merge" if source.kind == "file" else options.mode
+
+
+def _lock(root: int, target: bytes) -> None:
+    try:
+        fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BusyError(f"another restore into {shown(target)!r} is under way", hint="wait for it to end") from error
+    except OSError:
+        return  # a file system without locks
+
+
+def _restore_nowhere(snapshot: Snapshot, options: Options, target: bytes) -> Restored:
+    """Say what a restore into a directory that does not exist yet would do."""
+    restored = Restored(shown(target))
+    entries = snapshot.select(list(options.paths)) if options.paths else snapshot.entries()
+    for entry in entries:
+        if entry.kind in "fh":
+            restored.written += 1
+            restored.bytes_written += entry.size
+        elif entry.kind == "d":
+            restored.folders += 1
+        elif entry.kind != "+":
+            restored.others += 1
+    return restored
+
+
+class _File:
+    """A file that is being written, by whichever threads have its chunks."""
+
+    __slots__ = ("beside", "descriptor", "entry", "failed", "folder", "in_new_folder", "lock", "name", "pending")
+
+    def __init__(self, entry: Entry, *, in_new_folder: bool, beside: bytes | None) -> None:
+        self.entry = entry
+        self.folder, _, self.name = entry.path.rpartition(b"/")
+        self.in_new_folder = in_new_folder
+        self.beside = beside
+        self.pending = 1  # the planner's own, until it has planned all of the file
+        self.descriptor: int | None = None
+        self.failed = False
+        self.lock = threading.Lock()
+
+
+_Piece = tuple[_File, int, Chunk]
+
+
+@dataclass(slots=True)
+class _Folder:
+    """A directory on the way down to where the walk is."""
+
+    path: bytes
+    is_new: bool
+    extras: set[bytes] | None
+
+
+class _Run:
+    """One restore."""
+
+    def __init__(
+        self, snapshot: Snapshot, options: Options, mode: Mode, target: bytes, root: int, progress: Progress
+    ) -> None:
+        self._snapshot = snapshot
+        self._options = options
+        self._mode = mode
+        self._target = target
+        self._dry = options.dry_run
+        self._progress = progress
+        self._tree = Tree(root, progress.warn)
+        self._contents = Contents(snapshot)
+        self._pool = ThreadPoolExecutor(_WRITERS, "restore")
+        self._slots = threading.Semaphore(_TASKS_WAITING)
+        self._tasks: list[Future[None]] = []
+        self._began = time.monotonic()
+        self._result = Restored(shown(target))
+        self._lock = threading.Lock()
+        self._open_files: set[_File] = set()
+        self._damage: dict[str, list[bytes]] = defaultdict(list)
+        self._batch: dict[tuple[int, int], list[_Piece]] = {}
+        self._batch_bytes = 0
+        self._batch_pieces = 0
+        self._stack: list[_Folder] = []
+        self._folders: list[Entry] = []
+        self._links: list[Entry] = []
+        self._link_places: dict[bytes, bytes] = {}
+        self._surplus: list[bytes] = []
+        self._skipped: bytes | None = None
+        self._displaced: list[tuple[bytes, bytes]] = []
+
+    def restore(self) -> Restored:
+        counts = self._snapshot.config.counts
+        self._progress.bytes_total, self._progress.files_total = counts.bytes, counts.files
+        try:
+            for group in grouped(self._entries()):
+                self._plan(group)
+            self._leave(None)
+            self._flush(everything=True)
+            self._wait()
+            for entry in self._links:
+                self._try(self._link, entry)
+        except BaseException:
+            self._abandon()
+            raise
+        if self._damage or self._result.failed:
+            self._put_back()
+        elif not self._dry:
+            for path in self._surplus:
+                self._try(self._tree.remove, path)
+        if not self._dry:
+            self._set_folders()
+        self._result.seconds = round(time.monotonic() - self._began, 3)
+        if self._damage:
+            raise self._damage_error()
+        return self._result
+
+    def stop(self) -> None:
+        """End the threads and close what is open."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._contents.close()
+        self._tree.close()
+
+    def _entries(self) -> Iterator[Entry]:
+        self._stack.append(_Folder(b"", is_new=False, extras=None))
+        if not self._options.paths:
+            return self._snapshot.entries()
+        return self._snapshot.select(list(self._options.paths))
+
+    # Planning: in the order of the index, in one thread
+
+    def _plan(self, group: list[Entry]) -> None:
+        entry = group[0]
+        if self._skipped is not None and is_below(entry.path, self._skipped):
+            return
+        self._leave(entry.path)
+        try:
+            self._enter_ancestors(entry.path)
+        except OSError as error:
+            raise target_error(_join(self._target, entry.path), error) from error
+        self._try(self._plan_entry, entry, group)
+
+    def _plan_entry(self, entry: Entry, group: list[Entry]) -> None:
+        folder = self._stack[-1]
+        if folder.extras is not None and entry.path:
+            folder.extras.discard(entry.path.rpartition(b"/")[2])
+        status = None if folder.is_new and entry.path else self._tree.status(entry.path)
+        if entry.kind == "d":
+            self._plan_folder(entry, status)
+        elif entry.kind == "f":
+            self._plan_file(group, status, in_new_folder=folder.is_new)
+        elif entry.kind == "h":
+            self._plan_link(entry, status, in_new_folder=folder.is_new)
+        else:
+            self._plan_other(entry, status)
+
+    def _plan_folder(self, entry: Entry, status: os.stat_result | None) -> None:
+        is_new = status is None or not stat.S_ISDIR(status.st_mode)
+        if is_new and entry.path:
+            self._clear_way(entry, status)
+            if not self._dry:
+                self._tree.make_folder(entry.path)
+        self._result.folders += 1
+        self._folders.append(entry)
+        if not entry.path:
+            self._stack.pop()
+        self._stack.append(_Folder(entry.path, is_new, None if is_new else self._surplus_names(entry.path)))
+
+    def _surplus_names(self, path: bytes) -> set[bytes] | None:
+        """List an existing directory: in ``replace``, what is left of it in the end goes; else our own leftovers."""
+        names = self._tree.names(path)
+        if self._mode == "replace":
+            return names
+        for name in filter(is_temporary, names):
+            self._surplus.append(_join(path, name))
+        return None
+
+    def _plan_file(self, group: list[Entry], status: os.stat_result | None, *, in_new_folder: bool) -> None:
+        entry = group[0]
+        if status is not None:
+            if self._is_kept(group, status):
+                self._result.kept += 1
+                self._progress.advance(size=entry.size, files=1)
+                return
+            self._clear_way(entry, status)
+        self._result.written += 1
+        self._result.bytes_written += entry.size
+        if self._dry:
+            return
+        file = _File(entry, in_new_folder=in_new_folder, beside=None if in_new_folder else temporary_name())
+        try:
+            offset = 0
+            for chunk in chunks_of(group):
+                if chunk.layer == HOLE_LAYER:
+                    offset += chunk.offset
+                    continue
+                self._add_piece(file, offset, chunk)
+                offset += chunk.length
+        except DamageError as error:
+            self._damaged(str(error), [file])
+        self._piece_done(file)
+
+    def _is_kept(self, group: list[Entry], status: os.stat_result) -> bool:
+        """Whether what stands there is the file already; its metadata is put right where only that differs."""
+        entry = group[0]
+        if not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
+            return False
+        if self._options.verify:
+            if not self._same_contents(group):
+                return False
+        elif status.st_mtime_ns != entry.mtime_ns:
+            return False
+        if status.st_nlink > 1:
+            return False  # its other names may be none of the snapshot's
+        if not self._tree.has_metadata(entry, status) and not self._dry:
+            self._tree.set_metadata(entry)
+        return True
+
+    def _same_contents(self, group: list[Entry]) -> bool:
+        with self._tree.opened(group[0].path) as descriptor:
+            offset = 0
+            for chunk in chunks_of(group):
+                if chunk.layer == HOLE_LAYER:
+                    if not _is_zero(descriptor, offset, chunk.offset):
+                        return False
+                    offset += chunk.offset
+                    continue
+                if chunk_name(os.pread(descriptor, chunk.length, offset)) != chunk.name:
+                    return False
+                offset += chunk.length
+        return True
+
+    def _plan_other(self, entry: Entry, status: os.stat_result | None) -> None:
+        self._result.others += 1
+        if status is not None:
+            if self._is_same_other(entry, status):
+                return
+            self._clear_way(entry, status)
+        if not self._dry:
+            self._tree.make_other(entry)
+
+    def _is_same_other(self, entry: Entry, status: os.stat_result) -> bool:
+        formats = {"l": stat.S_IFLNK, "p": stat.S_IFIFO, "c": stat.S_IFCHR, "b": stat.S_IFBLK}
+        if stat.S_IFMT(status.st_mode) != formats[entry.kind]:
+            return False
+        if entry.kind == "l" and self._tree.readlink(entry.path) != entry.target:
+            return False
+        if entry.kind in "cb" and [os.major(status.st_rdev), os.minor(status.st_rdev)] != entry.target:
+            return False
+        return self._tree.has_metadata(entry, status)
+
+    def _plan_link(self, entry: Entry, status: os.stat_result | None, *, in_new_folder: bool) -> None:
+        first = entry.target if isinstance(entry.target, bytes) else b""
+        if self._options.paths and not any(is_below(first, path) for path in self._options.paths):
+            place = self._link_places.setdefault(first, entry.path)
+            if place == entry.path:
+                self._plan_first_name(entry, first, status, in_new_folder=in_new_folder)
+                return
+            first = place
+        self._links.append(Entry(entry.path, "h", 0, 0, 0, 0, 0, 0, 0, first, None, b""))
+
+    def _plan_first_name(
+        self, entry: Entry, first: bytes, status: os.stat_result | None, *, in_new_folder: bool
+    ) -> None:
+        """Restore a file under this name, for the one that the index has it under is not wanted."""
+        group = next((g for g in grouped(self._snapshot.select([first])) if g[0].path == first), None)
+        if group is None or group[0].kind == "h":
+            raise DamageError(f"the index is malformed at {shown(entry.path)!r}", paths=(entry.path,))
+        renamed = [_with_path(part, entry.path) for part in group]
+        if renamed[0].kind == "f":
+            self._plan_file(renamed, status, in_new_folder=in_new_folder)
+        else:
+            self._plan_other(renamed[0], status)
+
+    def _link(self, entry: Entry) -> None:
+        first = entry.target if isinstance(entry.target, bytes) else b""
+        status = self._tree.status(entry.path)
+        self._result.others += 1
+        if self._dry:
+            return
+        source = self._tree.status(first)
+        if (
+            source is not None
+            and status is not None
+            and (source.st_ino, source.st_dev) == (status.st_ino, status.st_dev)
+        ):
+            return
+        if status is not None:
+            self._clear_way(entry, status)
+        self._tree.make_link(first, entry.path)
+
+    def _clear_way(self, entry: Entry, status: os.stat_result | None) -> None:
+        """Move what cannot be replaced by a rename aside; it is removed with all else that goes, at the very end."""
+        if status is None or self._dry:
+            return
+        is_folder = stat.S_ISDIR(status.st_mode)
+        if is_folder == (entry.kind == "d") or (entry.kind != "d" and not is_folder):
+            return
+        if is_folder and self._mode == "merge" and self._tree.names(entry.path):
+            raise OSError(errno.EISDIR, "a directory that is not empty stands in its place (use replace)")
+        aside = _join(entry.path.rpartition(b"/")[0], temporary_name())
+        self._tree.rename(entry.path, aside)
+        self._displaced.append((aside, entry.path))
+        self._surplus.append(aside)
+
+    def _leave(self, path: bytes | None) -> None:
+        """Leave the directories that ``path`` is not below; what is left of their names is surplus."""
+        while self._stack and (path is None or not _is_inside(path, self._stack[-1].path)):
+            folder = self._stack.pop()
+            for name in sorted(folder.extras or ()):
+                surplus = _join(folder.path, name)
+                self._surplus.append(surplus)
+                if not is_temporary(name):
+                    self._result.deleted.append(shown(surplus))
+
+    def _enter_ancestors(self, path: bytes) -> None:
+        """Come to the directory of a wanted path: make what is missing on the way as the snapshot has it.
+
+        :raises DamageError: the index has a path whose directory it does not have.
+        """
+        above = path.rpartition(b"/")[0]
+        if not path or self._stack[-1].path == above:
+            return
+        if path not in self._options.paths:
+            raise DamageError(f"the index is malformed: {shown(path)!r} has no directory", paths=(path,))
+        parts = above.split(b"/")
+        for depth in range(1, len(parts) + 1):
+            folder = b"/".join(parts[:depth])
+            if is_below(self._stack[-1].path, folder):
+                continue
+            is_new = self._stack[-1].is_new or self._tree.status(folder) is None
+            if is_new:
+                entry = self._snapshot.find(folder)
+                if entry is None or entry.kind != "d":
+                    raise DamageError(f"the index is malformed: {shown(path)!r} has no directory", paths=(path,))
+                if not self._dry:
+                    self._tree.make_folder(folder)
+                self._folders.append(entry)
+            self._stack.append(_Folder(folder, is_new, None))
+
+    # Writing: frame by frame, in many threads
+
+    def _add_piece(self, file: _File, offset: int, chunk: Chunk) -> None:
+        key = (chunk.layer, self._contents.locate(chunk))
+        pieces = self._batch.get(key)
+        if pieces is None:
+            pieces = self._batch[key] = []
+        pieces.append((file, offset, chunk))
+        file.pending += 1
+        self._batch_bytes += chunk.length
+        self._batch_pieces += 1
+        if self._batch_bytes >= _BATCH_BYTES or self._batch_pieces >= _BATCH_PIECES:
+            self._flush(latest=key)
+
+    def _flush(self, *, latest: tuple[int, int] | None = None, everything: bool = False) -> None:
+        """Hand the frames of the batch to the writers; the latest is likely to hold what comes next, so it waits."""
+        keep = None if everything else latest
+        for key, pieces in self._batch.items():
+            if key != keep or len(self._batch) == 1:
+                self._slots.acquire()
+                self._check_tasks()
+                self._tasks.append(self._pool.submit(self._write_frame, key, pieces))
+        kept = self._batch.get(keep) if keep is not None and len(self._batch) > 1 else None
+        self._batch = {keep: kept} if keep is not None and kept is not None else {}
+        self._batch_pieces = len(kept or ())
+        self._batch_bytes = sum(chunk.length for _, _, chunk in kept or ())
+
+    def _check_tasks(self) -> None:
+        for task in self._tasks:
+            if task.done():
+                task.result()
+        self._tasks = [task for task in self._tasks if not task.done()]
+
+    def _wait(self) -> None:
+        for task in self._tasks:
+            task.result()
+
+    def _write_frame(self, key: tuple[int, int], pieces: list[_Piece]) -> None:
+        try:
+            try:
+                start, data = self._contents.read(*key)
+            except DamageError as error:
+                self._damaged(str(error), [file for file, _, _ in pieces])
+                for file, _, _ in pieces:
+                    self._piece_done(file)
+                return
+            for file, offset, chunk in pieces:
+                piece = data[chunk.offset - start : chunk.offset - start + chunk.length]
+                if chunk_name(piece) != chunk.name:
+                    self._damaged(f"blob {self._contents.blob(key[0])} is altered", [file])
+                elif not file.failed:
+                    self._write(file, offset, piece)
+                self._piece_done(file)
+        finally:
+            self._slots.release()
+
+    def _write(self, file: _File, offset: int, data: memoryview) -> None:
+        try:
+            with file.lock:
+                if file.descriptor is None:
+                    self._open(file)
+                descriptor = file.descriptor
+            assert descriptor is not None  # noqa: S101 - just opened
+            while data:
+                written = os.pwrite(descriptor, data, offset)
+                data, offset = data[written:], offset + written
+        except OSError as error:
+            self._file_failed(file, error)
+
+    def _open(self, file: _File) -> None:
+        file.descriptor = self._tree.create(file.beside or file.name, self._tree.folder(file.folder), file.entry)
+        if _has_many_chunks(file.entry):
+            with self._lock:
+                self._open_files.add(file)
+
+    def _piece_done(self, file: _File) -> None:
+        with file.lock:
+            file.pending -= 1
+            if file.pending:
+                return
+        try:
+            self._finish(file)
+        except OSError as error:
+            self._discard(file)
+            self._file_failed(file, error)
+
+    def _finish(self, file: _File) -> None:
+        if file.failed:
+            self._discard(file)
+            return
+        if file.descriptor is None:
+            self._open(file)
+        descriptor = file.descriptor
+        assert descriptor is not None  # noqa: S101 - just opened
+        entry = file.entry
+        if _has_many_chunks(entry):
+            os.ftruncate(descriptor, entry.size)
+        self._tree.finish_file(descriptor, entry, in_new_folder=file.in_new_folder)
+        os.close(descriptor)
+        file.descriptor = None
+        if file.beside is not None:
+            folder = self._tree.folder(file.folder)
+            os.rename(file.beside, file.name, src_dir_fd=folder, dst_dir_fd=folder)
+        if _has_many_chunks(entry):
+            with self._lock:
+                self._open_files.discard(file)
+        self._progress.advance(size=entry.size, files=1)
+
+    def _discard(self, file: _File) -> None:
+        """Remove what was written of a file that failed."""
+        if file.descriptor is None:
+            return
+        with suppress(OSError):
+            os.close(file.descriptor)
+            file.descriptor = None
+            os.unlink(file.beside or file.name, dir_fd=self._tree.folder(file.folder))
+        with self._lock:
+            self._open_files.discard(file)
+
+    # What goes wrong
+
+    def _try(self, step: Callable[..., None], what: Entry | bytes, *rest: object) -> None:
+        """Do one step; what goes wrong with one path is noted, what goes wrong with all of them is raised."""
+        path = what.path if isinstance(what, Entry) else what
+        try:
+            step(what, *rest)
+        except OSError as error:
+            self._path_failed(path, error)
+        except DamageError as error:
+            self._note_damage(str(error), path)
+        else:
+            return
+        if isinstance(what, Entry) and what.kind == "d":
+            self._skipped = path
+
+    def _path_failed(self, path: bytes, error: OSError) -> None:
+        if is_fatal(error):
+            raise target_error(_join(self._target, path), error) from error
+        with self._lock:
+            if len(self._result.failed) < _MOST_REPORTED:
+                self._result.failed.append(PathError(shown(path), error.strerror or type(error).__name__))
+
+    def _file_failed(self, file: _File, error: OSError) -> None:
+        already = file.failed
+        file.failed = True
+        if not already:
+            self._path_failed(file.entry.path, error)
+
+    def _damaged(self, reason: str, files: list[_File]) -> None:
+        for file in files:
+            if not file.failed:
+                file.failed = True
+                self._note_damage(reason, file.entry.path)
+
+    def _note_damage(self, reason: str, path: bytes) -> None:
+        with self._lock:
+            paths = self._damage[reason]
+            if len(paths) < _MOST_REPORTED:
+                paths.append(path)
+
+    def _damage_error(self) -> DamageError:
+        paths = tuple(path for paths in self._damage.values() for path in paths)
+        reasons = "; ".join(list(self._damage)[:3])
+        return DamageError(
+            f"{len(paths)} paths of {self._snapshot.name}@{self._snapshot.tag} could not be restored: {reasons}",
+            hint="everything else was restored and nothing was deleted; an older snapshot may have these paths whole",
+            paths=paths,
+        )
+
+    def _abandon(self) -> None:
+        """Leave no half-written file behind."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for file in list(self._open_files):
+            self._discard(file)
+        self._put_back()
+
+    def _put_back(self) -> None:
+        """Give back what was moved aside, where nothing has taken its place."""
+        self._result.deleted.clear()
+        for aside, path in reversed(self._displaced):
+            with suppress(OSError):
+                if self._tree.status(path) is None:
+                    self._tree.rename(aside, path)
+
+    def _set_folders(self) -> None:
+        """Set the directories' metadata, the deepest first, once nothing in them changes any more."""
+        for entry in reversed(self._folders):
+            try:
+                self._tree.set_metadata(entry)
+            except OSError as error:
+                self._path_failed(entry.path, error)
+
+
+def _has_many_chunks(entry: Entry) -> bool:
+    """Whether a file is more than one chunk: then several threads may write it, and holes may end it."""
+    return len(entry.chunks) != RECORD_SIZE
+
+
+def _join(folder: bytes, name: bytes) -> bytes:
+    return folder + b"/" + name if folder else name
+
+
+def _is_inside(path: bytes, folder: bytes) -> bool:
+    return not folder or path.startswith(folder + b"/")
+
+
+def _with_path(entry: Entry, path: bytes) -> Entry:
+    return Entry(path, *(getattr(entry, name) for name in entry.__struct_fields__[1:]))
+
+
+def _is_zero(descriptor: int, offset: int, length: int) -> bool:
+    while length:
+        data = os.pread(descriptor, min(length, _READ_BYTES), offset)
+        if not data or data.count(0) != len(data):
+            return False
+        offset, length = offset + len(data), length - len(data)
+    return True

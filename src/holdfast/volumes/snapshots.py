@@ -1,0 +1,310 @@
+"""Finds snapshots of a source in a store, and opens them: manifest, config, and the entries of the index."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+
+from holdfast.archive import pages
+from holdfast.errors import DamageError, NotFoundError
+from holdfast.model.digest import Digest
+from holdfast.model.names import LATEST, Repository, SourceName, Tag
+from holdfast.model.oci import Descriptor, Manifest
+from holdfast.model.snapshot import (
+    ARTIFACT_TYPE,
+    INDEX_HEADER,
+    INDEX_TYPE,
+    Entry,
+    IndexHeader,
+    IndexRow,
+    LayerRow,
+    PageRow,
+    SnapshotConfig,
+    sort_key,
+)
+from holdfast.storage.cache import Cache
+from holdfast.storage.store import Store
+
+_LARGEST_CONFIG = 16 * 1024 * 1024
+_READ_AHEAD = 8 * 1024 * 1024
+_READERS = 16
+_SHOWN_NAMES = 8
+_SHOWN_TAGS = 5
+_NAME_SIZE = 32  # of a BLAKE3-256
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One snapshot of a listing."""
+
+    name: SourceName
+    tag: Tag
+    digest: Digest
+    config: SnapshotConfig
+
+
+class Snapshot:
+    """One snapshot, opened. Entries are read page by page; nothing is trusted before its hash was compared."""
+
+    def __init__(self, store: Store, cache: Cache, repository: Repository, tag: Tag, digest: Digest) -> None:
+        """Read manifest, config and the header of the index.
+
+        :raises DamageError: one of them is missing or altered.
+        """
+        self.store = store
+        self.repository = repository
+        self.tag = tag
+        self.digest = digest
+        self._cache = cache
+        self.manifest = store.read_manifest(repository, digest)
+        if self.manifest.artifact_type != ARTIFACT_TYPE:
+            raise NotFoundError(f"{repository}:{tag} in {store} is no snapshot")
+        self.config = _read_config(store, self.manifest)
+        self.header = self._read_header()
+        self.layers = self._layer_rows()
+
+    @property
+    def name(self) -> SourceName:
+        """Give the true name of the source."""
+        return SourceName(self.config.source.name_bytes)
+
+    def header_as_parent(self) -> IndexHeader:
+        """Give the header as a later index can reference it: number 0, this snapshot's own blob, by its digest."""
+        own = IndexRow(self.manifest.layers[0].digest, self._pages_start, self.manifest.layers[0].size)
+        return IndexHeader(self.header.layers, [own, *self.header.indexes[1:]], self.header.pages)
+
+    def entries(self, below: bytes = b"") -> Iterator[Entry]:
+        """Give the entries in order; with ``below`` those that can be it or lie below it, and some of their neighbours.
+
+        :raises DamageError: a page is missing or altered, or the order is wrong.
+        """
+        return pages.in_order(self._entries(pages.pages_below(self.header, below)))
+
+    def select(self, paths: list[bytes]) -> Iterator[Entry]:
+        """Give the entries of the paths and all below them, in order.
+
+        :raises NotFoundError: one of the paths is not in the snapshot.
+        """
+        wanted = sorted(set(paths), key=sort_key)
+        for path in wanted:
+            if any(other != path and is_below(path, other) for other in wanted):
+                continue
+            found = False
+            for entry in self.entries(path):
+                if is_below(entry.path, path):
+                    found = True
+                    yield entry
+            if not found:
+                raise NotFoundError(
+                    f"{self.name}@{self.tag} has no {os.fsdecode(path)!r}",
+                    hint=f"`holdfast ls {self.name}` shows what it has",
+                )
+
+    def find(self, path: bytes) -> Entry | None:
+        """Give the (first) entry of one path."""
+        return next((entry for entry in self.entries(path) if entry.path == path), None)
+
+    def page(self, row: PageRow) -> bytes:
+        """Give the uncompressed bytes of a page, from the cache or the bucket."""
+        return next(self._page_data([row]))[1]
+
+    def _entries(self, rows: list[PageRow]) -> Iterator[Entry]:
+        for row, data in self._page_data(rows):
+            try:
+                yield from pages.decode_page(data, row.blake3)
+            except DamageError as error:
+                raise DamageError(f"index blob {self._index_blob(row.index).digest}: {error}") from error
+
+    def _page_data(self, rows: list[PageRow]) -> Iterator[tuple[PageRow, bytes]]:
+        at = 0
+        while at < len(rows):
+            row = rows[at]
+            data = self._cache.get(row.blake3.hex())
+            if data is not None and pages.page_name(data) == row.blake3:
+                yield row, data
+                at += 1
+                continue
+            run = _contiguous(rows, at)
+            yield from self._fetch(run)
+            at += len(run)
+
+    def _fetch(self, run: list[PageRow]) -> Iterator[tuple[PageRow, bytes]]:
+        """Read pages that lie one behind the other in one request."""
+        blob = self._index_blob(run[0].index)
+        start = self.header.indexes[run[0].index].pages_start or self._pages_start
+        length = run[-1].offset + run[-1].length - run[0].offset
+        read = memoryview(self.store.read_blob_range(blob.parsed(), start + run[0].offset, length))
+        for row in run:
+            at = row.offset - run[0].offset
+            try:
+                data = pages.open_page(read[at : at + row.length], row.blake3)
+            except DamageError as error:
+                raise DamageError(f"index blob {blob.digest}: {error}") from error
+            self._cache.put(row.blake3.hex(), data)
+            yield row, data
+
+    def _index_blob(self, number: int) -> Descriptor:
+        if number == 0:
+            return self.manifest.layers[0]
+        digest = self.header.indexes[number].digest
+        for descriptor in self.manifest.layers:
+            if descriptor.digest == digest:
+                return descriptor
+        raise DamageError(f"manifest {self.digest} does not list the index blob {digest}")
+
+    def _read_header(self) -> IndexHeader:
+        layers = self.manifest.layers
+        if not layers or layers[0].media_type != INDEX_TYPE:
+            raise DamageError(f"manifest {self.digest} lists no index")
+        length, name = _header_annotation(layers[0])
+        self._pages_start = pages.PREFIX_SIZE + length
+        data = self._cache.get(name.hex())
+        if data is None or pages.page_name(data) != name:
+            blob = layers[0].parsed()
+            frame = self.store.read_blob_range(blob, pages.PREFIX_SIZE, length)
+            try:
+                data = pages.decode_header(frame, name)
+            except DamageError as error:
+                raise DamageError(f"index blob {blob}: {error}") from error
+            self._cache.put(name.hex(), data)
+        return pages.parse_header(data)
+
+    def _layer_rows(self) -> dict[int, tuple[LayerRow, Descriptor]]:
+        listed = {descriptor.digest: descriptor for descriptor in self.manifest.layers}
+        try:
+            return {row.id: (row, listed[row.digest]) for row in self.header.layers}
+        except KeyError as error:
+            raise DamageError(f"manifest {self.digest} does not list the layer {error}") from error
+
+
+def is_below(path: bytes, above: bytes) -> bool:
+    """Whether ``path`` is ``above`` or lies below it."""
+    return not above or path == above or path.startswith(above + b"/")
+
+
+def _contiguous(rows: list[PageRow], at: int) -> list[PageRow]:
+    run = [rows[at]]
+    size = rows[at].length
+    for row in rows[at + 1 :]:
+        last = run[-1]
+        if row.index != last.index or row.offset != last.offset + last.length or size + row.length > _READ_AHEAD:
+            break
+        run.append(row)
+        size += row.length
+    return run
+
+
+def _header_annotation(descriptor: Descriptor) -> tuple[int, bytes]:
+    text = (descriptor.annotations or {}).get(INDEX_HEADER, "")
+    length, _, name = text.partition(":")
+    try:
+        parsed = int(length), bytes.fromhex(name)
+    except ValueError as error:
+        raise DamageError(f"index blob {descriptor.digest} has a malformed annotation {INDEX_HEADER}") from error
+    if not 0 < parsed[0] <= descriptor.size or len(parsed[1]) != _NAME_SIZE:
+        raise DamageError(f"index blob {descriptor.digest} has a malformed annotation {INDEX_HEADER}")
+    return parsed
+
+
+def _read_config(store: Store, manifest: Manifest) -> SnapshotConfig:
+    digest = manifest.config.parsed()
+    try:
+        return SnapshotConfig.decode(store.read_blob(digest, limit=_LARGEST_CONFIG))
+    except DamageError as error:
+        raise DamageError(f"config {digest}: {error}", hint=error.hint) from error
+
+
+def snapshot_tags(store: Store, name: SourceName) -> list[Tag]:
+    """List the tags of a source's snapshots, oldest first; without ``latest``.
+
+    :raises NotFoundError: there are none; the error says which sources have some.
+    """
+    tags = [tag for tag in store.tags(name.repository) if tag.snapshot_time() is not None]
+    if not tags:
+        raise NotFoundError(f"there is no snapshot of {name} in {store}", hint=_names_hint(store))
+    return tags
+
+
+def open_snapshot(
+    store: Store, cache: Cache, name: SourceName, *, tag: str | None = None, at: datetime | None = None
+) -> Snapshot:
+    """Open a source's snapshot: that of ``tag`` (or its unique beginning), the newest not after ``at``, or the latest.
+
+    :raises NotFoundError: there is none; the error says which there are.
+    """
+    repository = name.repository
+    if tag is not None and tag != LATEST.name:
+        chosen = _by_tag(snapshot_tags(store, name), tag, name)
+    elif at is not None:
+        chosen = _by_time(snapshot_tags(store, name), at, name)
+    else:
+        chosen = LATEST
+    try:
+        digest = store.resolve(repository, chosen)
+    except NotFoundError:
+        if chosen is not LATEST:
+            raise
+        chosen = snapshot_tags(store, name)[-1]
+        digest = store.resolve(repository, chosen)
+    return Snapshot(store, cache, repository, chosen, digest)
+
+
+def list_snapshots(store: Store, name: SourceName | None = None) -> Iterator[Listed]:
+    """List a source's snapshots, oldest first, or those of every source. Reads manifests and configs, in parallel.
+
+    :raises NotFoundError: the source named has none.
+    """
+    if name is not None:
+        pairs = [(name.repository, tag) for tag in snapshot_tags(store, name)]
+    else:
+        pairs = [
+            (repository, tag)
+            for repository in source_repositories(store)
+            for tag in store.tags(repository)
+            if tag.snapshot_time() is not None
+        ]
+    with ThreadPoolExecutor(_READERS, "list") as pool:
+        yield from pool.map(lambda pair: _listed(store, *pair), pairs)
+
+
+def _listed(store: Store, repository: Repository, tag: Tag) -> Listed:
+    digest = store.resolve(repository, tag)
+    config = _read_config(store, store.read_manifest(repository, digest))
+    return Listed(SourceName(config.source.name_bytes), tag, digest, config)
+
+
+def source_repositories(store: Store) -> list[Repository]:
+    """List the repositories that hold snapshots of paths and volumes."""
+    return [repository for below in ("paths", "volumes") for repository in store.repositories(below)]
+
+
+def _names_hint(store: Store) -> str:
+    names = [str(SourceName.of_repository(repository) or repository) for repository in source_repositories(store)]
+    if not names:
+        return "the store holds no snapshots at all: check its URL"
+    more = f", and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return f"there are snapshots of {', '.join(names[:_SHOWN_NAMES])}{more}"
+
+
+def _by_tag(tags: list[Tag], text: str, name: SourceName) -> Tag:
+    matches = [tag for tag in tags if tag.name.startswith(text)]
+    exact = [tag for tag in matches if tag.name == text]
+    if len(exact or matches) == 1:
+        return (exact or matches)[0]
+    problem = f"{len(matches)} snapshots of {name} begin with" if matches else f"{name} has no snapshot"
+    raise NotFoundError(f"{problem} {text!r}", hint=_tags_hint(matches or tags))
+
+
+def _by_time(tags: list[Tag], at: datetime, name: SourceName) -> Tag:
+    older = [tag for tag in tags if (made := tag.snapshot_time()) is not None and made <= at]
+    if not older:
+        raise NotFoundError(f"{name} has no snapshot from {at.isoformat()} or before", hint=_tags_hint(tags))
+    return older[-1]
+
+
+def _tags_hint(tags: list[Tag]) -> str:
+    newest = ", ".join(tag.name for tag in reversed(tags[-_SHOWN_TAGS:]))
+    return f"the newest are {newest}" if len(tags) > _SHOWN_TAGS else f"there are {newest}"
