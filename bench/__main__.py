@@ -1,0 +1,174 @@
+"""``python -m bench``: measure, print the table, write the JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from bench import report
+from bench.datasets import Dataset
+from bench.peers import TOOLS, Buckets, Tool, clean_environment
+from bench.rows import ROWS, Bench, Row, RowResult, say, select_rows
+from bench.servers import SeaweedFS, ServerFailed, find_weed
+
+_DELETED_STAMP = ".deleted"
+_DELETED_WAIT_S = 900.0  # how long ext4 was seen to avoid the inodes of deleted files, and some more
+_BUSY_LOAD = 0.7
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError("must be above zero")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure holdfast beside its peers on this machine. Exit code 1 when a tool failed or is missing.",
+    )
+    rows = ", ".join(row.id for row in ROWS)
+    parser.add_argument(
+        "--rows", type=_names, default=["*"], help=f"data sets (A, B, M) or rows, by commas, * allowed: {rows}"
+    )
+    parser.add_argument("--repeat", type=_count, default=3, help="runs of each row; the median counts (3)")
+    parser.add_argument("--repeat-m", type=_count, default=1, help="runs of the rows of M, which are long (1)")
+    parser.add_argument("--workdir", type=Path, help="where data and results lie; data sets in it are kept and reused")
+    parser.add_argument("--json", type=Path, dest="json_path", metavar="FILE", help="write everything measured here")
+    parser.add_argument("--scale", type=_positive, default=1.0, help="size of the data sets (1.0 is the full size)")
+    parser.add_argument("--peers", type=_names, default=["restic", "pipe"], help="restic, pipe or both (both)")
+    parser.add_argument("--tools", type=_names, help="all tools to run, instead of holdfast and --peers")
+    parser.add_argument("--keep", action="store_true", help="delete nothing at the end: repositories, restores, logs")
+    return parser
+
+
+def _versions(tools: dict[str, Tool]) -> tuple[dict[str, str], list[str]]:
+    """Return the versions of all programs, dropping from ``tools`` what does not run, and the names dropped."""
+    versions = {"python": sys.version.split()[0]}
+    missing = []
+    for name, tool in list(tools.items()):
+        try:
+            versions.update(tool.version())
+        except (OSError, subprocess.CalledProcessError) as error:
+            say(f"{name} does not run, left out: {error}")
+            missing.append(name)
+            del tools[name]
+    weed = find_weed()
+    if weed is not None:
+        with suppress(OSError, subprocess.CalledProcessError):
+            done = subprocess.run((weed, "version"), capture_output=True, text=True, check=True)
+            versions["seaweedfs"] = next(iter(done.stdout.splitlines()), "")
+    return versions, missing
+
+
+def _warn(workdir: Path) -> None:
+    """Say what will disturb the figures."""
+    load = os.getloadavg()[0]
+    if load > _BUSY_LOAD:
+        say(f"warning: the load average is {load:.1f}; something else uses this machine")
+    with suppress(OSError):
+        age_s = time.time() - (workdir / _DELETED_STAMP).stat().st_mtime
+        if age_s < _DELETED_WAIT_S:
+            say(
+                f"warning: an earlier run deleted its results {age_s:.0f} s ago; "
+                "on ext4, whatever creates many files may be several times slower for some minutes"
+            )
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def main() -> int:
+    """Run the benchmark as the command line says; return the exit code."""
+    parser = _parser()
+    options = parser.parse_args()
+    names = options.tools or ["holdfast", *options.peers]
+    unknown = [name for name in names if name not in TOOLS]
+    if unknown:
+        parser.error(f"no tool is called {', '.join(unknown)}; there are {', '.join(TOOLS)}")
+    try:
+        rows = select_rows(options.rows)
+    except ValueError as error:
+        parser.error(str(error))
+
+    # Ended by a signal, the server must be ended too: let the exception unwind.
+    signal.signal(signal.SIGTERM, _stop)
+    workdir = (options.workdir or Path(tempfile.mkdtemp(prefix="holdfast-bench-"))).resolve()
+    workdir.mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix="run-", dir=workdir))
+    _warn(workdir)
+    try:
+        return _measure(options, names, rows, workdir, directory)
+    except ServerFailed as error:
+        say(f"error: {error}")
+        return 1
+    finally:
+        if options.keep:
+            say(f"kept: {directory}")
+        else:
+            shutil.rmtree(directory if options.workdir else workdir, ignore_errors=True)
+            if options.workdir:
+                (workdir / _DELETED_STAMP).touch()
+
+
+def _measure(options: argparse.Namespace, names: list[str], rows: list[Row], workdir: Path, directory: Path) -> int:
+    home = directory / "home"
+    home.mkdir()
+    env = clean_environment(home)
+    datasets = {name: Dataset(name, workdir / f"data-{options.scale:g}", options.scale) for name in ("A", "B", "M")}
+    settings = {"repeat": options.repeat, "repeat_m": options.repeat_m, "scale": options.scale}
+    done: list[RowResult] = []
+    with SeaweedFS(directory / "server", env) as server:
+        tools = {name: TOOLS[name](env, server.endpoint) for name in TOOLS if name in names}
+        versions, missing = _versions(tools)
+        say(", ".join(f"{name}: {version}" for name, version in versions.items()))
+        bench = Bench(
+            directory=directory,
+            datasets=datasets,
+            tools=tools,
+            buckets=Buckets(env, server.endpoint),
+            repeat=options.repeat,
+            repeat_m=options.repeat_m,
+            env=env,
+        )
+        floor_bytes = bench.memory_floor_bytes()
+        try:
+            for row in rows:
+                if set(row.tools) & set(tools):
+                    done.append(bench.measure(row))  # noqa: PERF401 -- what is done must be there when a row raises
+        finally:
+            # Whatever was measured is worth having, also when the run is cut short.
+            if done:
+                print(report.as_table(done))
+                if options.json_path is not None:
+                    document = report.as_json(done, versions=versions, settings=settings, floor_bytes=floor_bytes)
+                    options.json_path.write_text(json.dumps(document, indent=2) + "\n")
+    failed = any(result.failure for each in done for result in each.results.values())
+    return 1 if failed or missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

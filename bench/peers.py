@@ -1,0 +1,251 @@
+"""The programs that are measured: holdfast and its peers, all told to do the same work.
+
+``holdfast``  this project, by the running Python.
+``restic``    with its default settings and a cache of its own per repository. RESTIC names the program.
+``pipe``      ``tar | zstd -3 -T2 | rclone rcat`` and back: what one would write in a shell. It has no notion of
+              what it stored before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from bench.datasets import REPOSITORY_ROOT
+from bench.measure import Command, single
+from bench.servers import ACCESS_KEY, REGION, SECRET_KEY, rclone_environment
+
+_RESTIC_PASSWORD = "bench"  # noqa: S105 -- of a repository that lives as long as the run
+_OWN_VARIABLES = ("AWS_", "RESTIC_", "RCLONE_", "HOLDFAST_", "S3_", "WEED_", "XDG_")
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    """Return this process's environment without what steers the programs, and with ``home`` as HOME."""
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(_OWN_VARIABLES) and not name.lower().endswith("_proxy")
+    }
+    return {**env, "HOME": str(home), "LC_ALL": "C.UTF-8", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A place to back up to, a bucket or a directory, and the cache that belongs to it."""
+
+    bucket: str | None
+    directory: Path | None
+    cache: Path
+
+
+class Tool(ABC):
+    """One program (or pipe) under measurement."""
+
+    name: ClassVar[str]
+
+    def __init__(self, env: Mapping[str, str], endpoint: str) -> None:
+        self._env = dict(env)
+        self._endpoint = endpoint
+
+    @abstractmethod
+    def version(self) -> dict[str, str]:
+        """Return the version of each program it uses.
+
+        Raises OSError or CalledProcessError when one is missing or does not run.
+        """
+
+    def prepare(self, repository: Repository) -> None:
+        """Make an empty repository, outside of any measured time."""
+        repository.cache.mkdir(parents=True)
+        if repository.directory is not None:
+            repository.directory.mkdir(parents=True)
+
+    @abstractmethod
+    def backup(self, repository: Repository, source: Path) -> Command:
+        """Return the command that backs ``source`` up."""
+
+    @abstractmethod
+    def restore(self, repository: Repository, source: Path, target: Path) -> Command:
+        """Return the command that restores the newest backup of ``source`` into ``target``, which is new."""
+
+    def restored(self, source: Path, target: Path) -> Path:  # noqa: ARG002 -- part of the interface
+        """Return where the content of ``source`` lies after a restore into ``target``."""
+        return target
+
+
+class Holdfast(Tool):
+    """The project itself."""
+
+    name = "holdfast"
+
+    def _argv(self, *arguments: str) -> list[str]:
+        named = os.environ.get("HOLDFAST")
+        return [*(shlex.split(named) if named else (sys.executable, "-m", "holdfast")), *arguments]
+
+    def _environment(self, repository: Repository | None) -> dict[str, str]:
+        env = {
+            **self._env,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        return env if repository is None else {**env, "XDG_CACHE_HOME": str(repository.cache)}
+
+    def _store(self, repository: Repository) -> str:
+        if repository.directory is not None:
+            return repository.directory.as_uri()
+        return f"s3://{repository.bucket}?endpoint={self._endpoint}&region={REGION}"
+
+    def version(self) -> dict[str, str]:
+        env = self._environment(None)
+        try:
+            return {"holdfast": _first_line(self._argv("--version"), env)}
+        except subprocess.CalledProcessError:
+            _first_line(self._argv("--help"), env)
+            return {"holdfast": "unknown version"}
+
+    def backup(self, repository: Repository, source: Path) -> Command:
+        argv = self._argv("backup", str(source), "--store", self._store(repository), "--json")
+        return single(argv, self._environment(repository))
+
+    def restore(self, repository: Repository, source: Path, target: Path) -> Command:
+        arguments = ("restore", str(source), "--store", self._store(repository), "--target", str(target), "--json")
+        return single(self._argv(*arguments), self._environment(repository))
+
+    def help(self) -> Command:
+        """Return the command that shows what can be done: the least a start takes."""
+        return single(self._argv("--help"), self._environment(None))
+
+
+class Restic(Tool):
+    """restic with its defaults."""
+
+    name = "restic"
+
+    def _argv(self, *arguments: str) -> list[str]:
+        return [os.environ.get("RESTIC") or "restic", *arguments]
+
+    def _environment(self, repository: Repository) -> dict[str, str]:
+        place = repository.directory or f"s3:{self._endpoint}/{repository.bucket}"
+        return {
+            **self._env,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_DEFAULT_REGION": REGION,
+            "RESTIC_REPOSITORY": str(place),
+            "RESTIC_PASSWORD": _RESTIC_PASSWORD,
+            "RESTIC_CACHE_DIR": str(repository.cache),
+        }
+
+    def version(self) -> dict[str, str]:
+        return {"restic": _first_line(self._argv("version"), self._env)}
+
+    def prepare(self, repository: Repository) -> None:
+        super().prepare(repository)
+        env = self._environment(repository)
+        subprocess.run(self._argv("init"), env=env, check=True, capture_output=True)
+
+    def backup(self, repository: Repository, source: Path) -> Command:
+        return single(self._argv("backup", "--json", str(source)), self._environment(repository))
+
+    def restore(self, repository: Repository, source: Path, target: Path) -> Command:
+        argv = self._argv("restore", "latest", "--path", str(source), "--target", str(target))
+        return single(argv, self._environment(repository))
+
+    def restored(self, source: Path, target: Path) -> Path:
+        return target / source.relative_to("/")
+
+
+class Pipe(Tool):
+    """tar, zstd and rclone in a row."""
+
+    name = "pipe"
+    _KEY = "backup.tar.zst"
+
+    def _rclone(self) -> str:
+        return os.environ.get("RCLONE") or "rclone"
+
+    def _object(self, repository: Repository) -> str:
+        return f":s3:{repository.bucket}/{self._KEY}"
+
+    def _environment(self) -> dict[str, str]:
+        return {**self._env, **rclone_environment(self._endpoint)}
+
+    def version(self) -> dict[str, str]:
+        env = self._environment()
+        return {
+            "tar": _first_line(("tar", "--version"), env),
+            "zstd": _first_line(("zstd", "--version"), env),
+            "rclone": _first_line((self._rclone(), "version"), env),
+        }
+
+    def backup(self, repository: Repository, source: Path) -> Command:
+        stages = (
+            ("tar", "-C", str(source), "-cf", "-", "."),
+            ("zstd", "-q", "-3", "-T2", "-c"),
+            (self._rclone(), "rcat", self._object(repository)),
+        )
+        return Command(stages, self._environment())
+
+    def restore(self, repository: Repository, source: Path, target: Path) -> Command:  # noqa: ARG002 -- one object
+        target.mkdir(parents=True)
+        stages = (
+            (self._rclone(), "cat", self._object(repository)),
+            ("zstd", "-q", "-d", "-c"),
+            ("tar", "-C", str(target), "-xpf", "-"),
+        )
+        return Command(stages, self._environment())
+
+
+TOOLS: dict[str, type[Tool]] = {tool.name: tool for tool in (Holdfast, Restic, Pipe)}
+
+
+class Buckets:
+    """Makes, sizes and removes buckets, with rclone, outside of any measured time."""
+
+    def __init__(self, env: Mapping[str, str], endpoint: str) -> None:
+        self._env = {**env, **rclone_environment(endpoint)}
+
+    def _rclone(self, *arguments: str, data: bytes = b"") -> bytes:
+        argv = [os.environ.get("RCLONE") or "rclone", *arguments]
+        return subprocess.run(argv, env=self._env, input=data, check=True, capture_output=True).stdout
+
+    def create(self, bucket: str) -> None:
+        """Make ``bucket``, and let the server lay out its volumes now instead of at the first measured write."""
+        self._rclone("mkdir", f":s3:{bucket}")
+        self._rclone("rcat", f":s3:{bucket}/touch", data=b"touch")
+        self._rclone("deletefile", f":s3:{bucket}/touch")
+
+    def size_bytes(self, bucket: str) -> int:
+        """Return the sum of the sizes of all objects."""
+        return int(json.loads(self._rclone("size", "--json", f":s3:{bucket}"))["bytes"])
+
+    def remove(self, bucket: str) -> None:
+        """Remove ``bucket`` with all that is in it."""
+        self._rclone("purge", f":s3:{bucket}")
+
+
+def directory_bytes(directory: Path) -> int:
+    """Return the sum of the sizes of all files below ``directory``."""
+    return sum(
+        os.lstat(os.path.join(parent, name)).st_size for parent, _, names in os.walk(directory) for name in names
+    )
+
+
+def _first_line(argv: Sequence[str], env: Mapping[str, str]) -> str:
+    if shutil.which(argv[0]) is None:
+        raise FileNotFoundError(f"{argv[0]}: no such program")
+    done = subprocess.run(argv, env=env, cwd=REPOSITORY_ROOT, capture_output=True, check=True, text=True)
+    lines = [line.strip(" *") for line in done.stdout.splitlines() if line.strip()]
+    return lines[0] if lines else ""

