@@ -1,0 +1,151 @@
+"""Fixtures for all tests: a private home, and real servers where a test asks for them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from servers import PROGRAMS, Registry, S3Bucket, SeaweedFS, find_program
+
+REQUIRE_VARIABLE = "HOLDFAST_TEST_REQUIRE"
+_bucket_numbers = itertools.count(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require",
+        metavar="PROGRAM[,PROGRAM]",
+        default=os.environ.get(REQUIRE_VARIABLE, ""),
+        help=f"fail, where a test would be skipped, for want of these: {', '.join(PROGRAMS)} (or ${REQUIRE_VARIABLE})",
+    )
+
+
+def _required(config: pytest.Config) -> frozenset[str]:
+    return frozenset(filter(None, (name.strip() for name in config.getoption("--require").split(","))))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if unknown := _required(config) - PROGRAMS.keys():
+        raise pytest.UsageError(f"--require: unknown {', '.join(sorted(unknown))}; known are {', '.join(PROGRAMS)}")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    there = [name for name in PROGRAMS if find_program(name)]
+    missing = [name for name in PROGRAMS if name not in there]
+    required = ", ".join(sorted(_required(config))) or "none"
+    return f"programs: {', '.join(there)}; missing: {', '.join(missing) or 'none'}; required: {required}"
+
+
+@pytest.fixture(scope="session")
+def program(pytestconfig: pytest.Config) -> Callable[[str], Path]:
+    """program("skopeo"): its executable; where it is missing, the test is skipped, or fails if it is required."""
+    required = _required(pytestconfig)
+
+    def find(name: str) -> Path:
+        if found := find_program(name):
+            return found
+        reason = f"{name} is not installed ({PROGRAMS[name]} is not on PATH)"
+        if name in required:
+            pytest.fail(f"{reason}, and --require names it", pytrace=False)
+        pytest.skip(reason)
+
+    return find
+
+
+@pytest.fixture(autouse=True)
+def _needs(request: pytest.FixtureRequest) -> None:
+    for marker in request.node.iter_markers("needs"):
+        for name in marker.args:
+            request.getfixturevalue("program")(name)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home with caches and settings of its own: no test sees or touches the user's."""
+    home = tmp_path_factory.mktemp("home")
+    for name in [name for name in os.environ if name.startswith(("AWS_", "HOLDFAST_")) and name != REQUIRE_VARIABLE]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(home / "data"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(home / "state"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1,localhost")
+    return home
+
+
+@pytest.fixture(scope="session")
+def start_seaweedfs(
+    program: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], SeaweedFS]]:
+    """start_seaweedfs(): one more SeaweedFS, independent of all others, until the run ends."""
+    started: list[SeaweedFS] = []
+
+    def start() -> SeaweedFS:
+        started.append(SeaweedFS.start(program("seaweedfs"), tmp_path_factory.mktemp("seaweedfs")))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(start_seaweedfs: Callable[[], SeaweedFS]) -> SeaweedFS:
+    """The SeaweedFS of this run."""
+    return start_seaweedfs()
+
+
+@pytest.fixture
+def make_s3_bucket(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., S3Bucket]]:
+    """make_s3_bucket(prefix="", create=True, seaweedfs=None): a bucket of this test's own.
+
+    Its credentials are in os.environ. With create=False only the name is given; whatever the test makes of it
+    is removed all the same.
+    """
+    made: list[S3Bucket] = []
+
+    def make(prefix: str = "", *, create: bool = True, seaweedfs: SeaweedFS | None = None) -> S3Bucket:
+        server = seaweedfs or request.getfixturevalue("seaweedfs")
+        bucket = S3Bucket(server, f"holdfast-{next(_bucket_numbers)}", prefix)
+        made.append(bucket)
+        if create:
+            bucket.create()
+        for name, value in bucket.env.items():
+            monkeypatch.setenv(name, value)
+        return bucket
+
+    yield make
+    for bucket in made:
+        bucket.delete()
+
+
+@pytest.fixture
+def s3_bucket(make_s3_bucket: Callable[..., S3Bucket]) -> S3Bucket:
+    """An empty bucket of this test's own."""
+    return make_s3_bucket()
+
+
+@pytest.fixture
+def docker_registry(
+    program: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Registry]]:
+    """docker_registry(store=None): a registry on this bucket or directory (a new one if none is given)."""
+    started: list[Registry] = []
+
+    def start(store: S3Bucket | Path | None = None) -> Registry:
+        directory = tmp_path_factory.mktemp("registry")
+        started.append(Registry.start(program("docker-registry"), directory, store or directory / "data"))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
