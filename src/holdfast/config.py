@@ -42,9 +42,9 @@ def parse_compression(text: str) -> int | None:
     :raises UsageError: it is none of them.
     """
     name, _, level = text.partition(":")
-    if name == "none" and not level:
+    if text == "none":
         return None
-    if name == "zstd" and not level:
+    if text == "zstd":
         return DEFAULT_LEVEL
     if name == "zstd" and level.isascii() and level.isdigit() and int(level) in _LEVELS:
         return int(level)

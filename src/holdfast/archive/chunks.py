@@ -29,29 +29,22 @@ def chunk_name(data: bytes | memoryview) -> bytes:
 
 
 class Chunker:
-    """Cuts a stream of bytes by content: the same bytes give the same cuts, whatever the sizes of the reads.
-
-    Feed it buffers; of each, it gives the chunks that are certain. Keeps less than one chunk (1 MiB) back.
-    """
+    """Cuts a stream of bytes by content: the same bytes give the same cuts, whatever the sizes of the reads."""
 
     def __init__(self) -> None:
         self._cutter = FastCDC(AVERAGE_CHUNK, min_size=MIN_CHUNK, max_size=MAX_CHUNK, normalized_chunking=2)
-        self._rest = b""
 
-    def feed(self, data: bytes, *, last: bool) -> Iterator[memoryview]:
-        """Give the chunks that end within what was fed so far; with ``last`` all that is left.
+    def cut(self, data: bytes | memoryview, *, last: bool) -> Iterator[int]:
+        """Give the lengths of the chunks at the beginning of ``data`` that are certain; with ``last`` of all of it.
 
-        A cut is certain once :data:`MAX_CHUNK` bytes follow the cut before it, for the chunker looks no further.
+        ``data`` begins where the chunk before ended. A cut is certain once :data:`MAX_CHUNK` bytes follow the cut
+        before it, for the chunker looks no further.
         """
-        buffer = self._rest + data if self._rest else data
-        view = memoryview(buffer)
-        start, end = 0, len(buffer)
-        for chunk in self._cutter.cut_buf(buffer):
+        end = len(data)
+        for chunk in self._cutter.cut_buf(data):
             if not last and end - chunk.offset < MAX_CHUNK:
-                break
-            start = chunk.offset + chunk.length
-            yield view[chunk.offset : start]
-        self._rest = buffer[start:]
+                return
+            yield chunk.length
 
 
 class ChunkMap:
@@ -76,9 +69,7 @@ class ChunkMap:
     def get(self, name: bytes) -> bytes | None:
         """Give the record of a chunk of that name, or None."""
         if self._fill is not None:
-            fill, self._fill = self._fill, None
-            for record in fill():
-                self.add(record)
+            self._filled()
         table, records, mask = self._table, self._records, self._mask
         slot = int.from_bytes(name[:8], "little") & mask
         while number := table[slot]:
@@ -88,23 +79,32 @@ class ChunkMap:
             slot = (slot + 1) & mask
         return None
 
-    def add(self, record: bytes) -> None:
-        """Learn a record; one whose name is known already is passed over."""
+    def add(self, record: bytes) -> bytes:
+        """Learn a record, unless its name is known: gives the record that is known of that name now."""
+        if self._fill is not None:
+            self._filled()
         name = record[:32]
         table, records, mask = self._table, self._records, self._mask
         slot = int.from_bytes(name[:8], "little") & mask
         while number := table[slot]:
             at = (number - 1) * RECORD_SIZE
             if records[at : at + 32] == name:
-                return
+                return bytes(records[at : at + RECORD_SIZE])
             slot = (slot + 1) & mask
         if self._count >= self._limit:
-            return
+            return record
         records += record
         self._count += 1
         table[slot] = self._count
         if self._count * 3 > mask * 2:
             self._grow()
+        return record
+
+    def _filled(self) -> None:
+        fill, self._fill = self._fill, None
+        if fill is not None:
+            for record in fill():
+                self.add(record)
 
     def _clear_table(self, slots: int) -> None:
         self._mask = slots - 1

@@ -10,23 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import threading
 from bisect import bisect_right
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 
 from holdfast.archive import tar, zstd
 from holdfast.errors import DamageError
 from holdfast.model.digest import Digest
-from holdfast.model.snapshot import LAYER_TYPE, RECORD, ZSTD_LAYER_TYPE
+from holdfast.model.snapshot import LAYER_TYPE, ZSTD_LAYER_TYPE
 
 FRAME_BYTES = 4 * 1024 * 1024
-LAYER_BYTES = 64 * 1024 * 1024
+LAYER_BYTES = 48 * 1024 * 1024
 LARGEST_CHUNK = 1024 * 1024
 _LAYERS_A_SIZE = 4096
 _LARGEST_LAYER = 1024 * 1024 * 1024
-_FRAMES_WAITING = 4
+_FRAME_BUFFERS = 5
 _FRAME_FULL = FRAME_BYTES - 4 * tar.BLOCK  # leaves room for padding and the end of the archive
 
 _TABLE_MAGIC = 0x184D2A5E
@@ -41,7 +41,7 @@ TABLE_TAIL = 64 * 1024
 def layer_target(layers: int) -> int:
     """Give the tar bytes at which to close a layer of a snapshot that has ``layers`` already.
 
-    64 MiB, doubled for every 4,096 layers, so that the largest volumes stay within some ten thousand layers.
+    48 MiB, doubled for every 4,096 layers, so that the largest volumes stay within some ten thousand layers.
     """
     return min(LAYER_BYTES << (layers // _LAYERS_A_SIZE), _LARGEST_LAYER)
 
@@ -90,8 +90,9 @@ class Layer:
 class LayerWriter:
     """Puts tar members into frames and frames into layers.
 
-    Used by one thread. ``pool`` compresses; ``close`` is called with each full layer, once nothing will be added to it.
-    Holds at most one open frame and :data:`_FRAMES_WAITING` that wait to be compressed, besides the open layer's.
+    Used by one thread, which writes straight into the open frame: it asks for a place, fills it, and commits it, or
+    leaves it. ``pool`` compresses; ``close`` is called with each full layer, once nothing will be added to it. Besides
+    the compressed frames of the open layer, it holds :data:`_FRAME_BUFFERS` frames of :data:`FRAME_BYTES`.
     """
 
     def __init__(
@@ -103,90 +104,75 @@ class LayerWriter:
         self._close = close
         self._next_id = first_id
         self._count = layers
+        self._buffers: SimpleQueue[memoryview] = SimpleQueue()
+        for _ in range(_FRAME_BUFFERS):
+            self._buffers.put(memoryview(bytearray(FRAME_BYTES)))
+        self._frame = self._buffers.get()
+        self._filled = 0
         self._layer: Layer | None = None
-        self._target = 0
-        self._parts: list[bytes | memoryview] = []
-        self._frame_bytes = 0
-        self._waiting = threading.Semaphore(_FRAMES_WAITING)
+        self._room = 0
 
-    def add(self, head: bytes, content: bytes | memoryview, name: bytes) -> tuple[int, int]:
-        """Add a member whose content is one chunk called ``name`` (its BLAKE3).
-
-        Returns the layer's id and the content's offset in its tar stream.
-        """
-        size = len(content)
-        total = len(head) + tar.member_size(size)
-        layer = self.begin(head, total)
-        offset = layer.tar_bytes
-        self._parts += (content, tar.padding(size))
-        layer.tar_bytes = offset + total - len(head)
-        self._frame_bytes += total - len(head)
-        layer.records += RECORD.pack(name, layer.id, offset, size)
-        return layer.id, offset
-
-    def begin(self, head: bytes, total: int) -> Layer:
-        """Begin a member of ``total`` bytes, headers and padding included, in a layer that has room for all of it.
-
-        ``head`` is at most 1 MiB.
-        """
+    def begin(self, size: int) -> Layer:
+        """Begin a member of ``size`` bytes, headers and padding included, in a layer that has room for all of it."""
         layer = self._layer
-        if layer is None or (layer.tar_bytes + total > self._target and layer.tar_bytes):
-            self.flush()
-            self._layer = layer = Layer(self._next_id, compressed=self._level is not None)
-            self._target = layer_target(self._count)
-            self._next_id += 1
-            self._count += 1
-        if self._frame_bytes + min(total, len(head) + LARGEST_CHUNK) > _FRAME_FULL:
-            self._close_frame()
-        self._parts.append(head)
-        self._frame_bytes += len(head)
-        layer.tar_bytes += len(head)
+        if layer is not None and (size <= self._room or not layer.tar_bytes):
+            return layer
+        self.flush()
+        self._layer = layer = Layer(self._next_id, compressed=self._level is not None)
+        self._room = layer_target(self._count)
+        self._next_id += 1
+        self._count += 1
         return layer
 
-    def append(self, layer: Layer, content: memoryview | bytes, name: bytes) -> int:
-        """Add a chunk to the content of the member that was begun, and return its offset in the tar stream."""
-        if self._frame_bytes + len(content) > _FRAME_FULL:
-            self._close_frame()
-        offset = layer.tar_bytes
-        self._parts.append(content)
-        self._frame_bytes += len(content)
-        layer.tar_bytes += len(content)
-        layer.records += RECORD.pack(name, layer.id, offset, len(content))
-        return offset
+    def place(self, size: int) -> memoryview:
+        """Give the next ``size`` bytes of the layer that was begun, all in one frame. What is in them is arbitrary.
 
-    def end(self, layer: Layer, size: int) -> None:
-        """End the member that was begun, whose content came to ``size`` bytes."""
-        pad = tar.padding(size)
-        self._parts.append(pad)
-        self._frame_bytes += len(pad)
-        layer.tar_bytes += len(pad)
+        ``size`` is at most 3 MiB.
+        """
+        start = self._filled
+        if start + size > _FRAME_FULL:
+            self._close_frame()
+            start = 0
+        return self._frame[start : start + size]
+
+    def commit(self, layer: Layer, size: int, record: bytes = b"") -> None:
+        """Keep the place that was given; ``record`` is that of the chunk in it, if it holds one."""
+        self._filled += size
+        self._room -= size
+        layer.tar_bytes += size
+        layer.records += record
+
+    def write(self, layer: Layer, data: bytes | memoryview, record: bytes = b"") -> None:
+        """Add bytes that are at hand, all in one frame."""
+        size = len(data)
+        self.place(size)[:] = data
+        self.commit(layer, size, record)
 
     def flush(self) -> None:
         """Close the open layer, if there is one."""
         layer = self._layer
-        if layer is None:
+        if layer is None or not layer.tar_bytes:
             return
-        self._parts.append(tar.END)
-        layer.tar_bytes += len(tar.END)
-        self._frame_bytes += len(tar.END)
+        size = len(tar.END)
+        self._frame[self._filled : self._filled + size] = tar.END  # what place() keeps free
+        self.commit(layer, size)
         self._close_frame()
         self._layer = None
         self._close(layer)
 
     def _close_frame(self) -> None:
-        assert self._layer is not None  # noqa: S101 - begin() opened it
-        parts, raw_size = self._parts, self._frame_bytes
-        self._parts, self._frame_bytes = [], 0
-        if not raw_size:
+        size, self._filled = self._filled, 0
+        if not size or self._layer is None:
             return
-        self._waiting.acquire()
-        self._layer.frames.append((self._pool.submit(self._compress, parts), raw_size))
+        frame = self._frame
+        self._layer.frames.append((self._pool.submit(self._compress, frame, size), size))
+        self._frame = self._buffers.get()
 
-    def _compress(self, parts: list[bytes | memoryview]) -> bytes:
+    def _compress(self, frame: memoryview, size: int) -> bytes:
         try:
-            return b"".join(parts) if self._level is None else zstd.compress(parts, self._level)
+            return bytes(frame[:size]) if self._level is None else zstd.compress(frame[:size], self._level)
         finally:
-            self._waiting.release()
+            self._buffers.put(frame)
 
 
 def _seek_table(rows: list[bytes]) -> bytes:

@@ -1,7 +1,7 @@
 """Reads what ``scan`` found, cuts it into chunks, and puts those that are not known yet into layers.
 
 Files are read through their own descriptor, opened without following a symlink and without changing their access time;
-metadata comes from the same moment. Memory: one run of new chunks (:data:`RUN_BYTES`), whatever the file's size.
+metadata comes from the same moment. Memory: a window of :data:`RUN_BYTES` and two reads, whatever the file's size.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from tempfile import SpooledTemporaryFile
+from time import time_ns
 from typing import IO
+
+from blake3 import blake3
 
 from holdfast.archive import tar
 from holdfast.archive.chunks import MAX_CHUNK, SMALL_FILE, Chunker, ChunkMap, chunk_name
@@ -36,6 +38,7 @@ _NO_XATTRS = (errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.ENOENT, errno.ENOD
 # worst where times have fractions, every 2 s where they have none.
 _TICK_NS = 20_000_000
 _COARSE_TICK_NS = 2_000_000_000
+_FORMAT = 0o170000
 _SECOND_NS = 1_000_000_000
 
 
@@ -76,26 +79,39 @@ class Packer:
         self._layers = layers
         self._known = known
         self._open_flags = _FILE | getattr(os, "O_NOATIME", 0)
+        self._window: memoryview | None = None
+        self._links: dict[tuple[int, int], bytes] = {}
         self.packed = Packed()
 
-    def pack(self, found: Found, path: bytes) -> list[Entry] | Iterator[Entry]:
+    def pack(self, found: Found) -> Iterable[Entry]:
         """Give the entries of one path: one, or more for a file of many chunks.
 
         :raises Vanished: it is not there any more, or is something else now.
         :raises OSError: it cannot be read.
         """
-        if stat.S_ISREG(found.status.st_mode):
-            return self._file(found, path)
-        return [self._other(found, path)]
+        status = found.status
+        if status is None or status.st_mode & _FORMAT == stat.S_IFREG:
+            return self._file(found)
+        first = self.first_name(status)
+        entry = self._other(found, status) if first is None else self._link(found.path, status, first)
+        self.keep_name(found.path, status)
+        return [entry]
 
-    def link(self, found: Found, path: bytes, first: bytes) -> Entry:
-        """Give the entry of a further name of the file that was found before as ``first``."""
-        entry = _entry(path, "h", found.status, target=first)
+    def first_name(self, status: os.stat_result) -> bytes | None:
+        """Give the path under which a file of several names was found first; None if this is the first."""
+        return self._links.get((status.st_dev, status.st_ino)) if status.st_nlink > 1 else None
+
+    def keep_name(self, path: bytes, status: os.stat_result) -> None:
+        """Note the name of a file that is in the snapshot, for further names of it."""
+        if status.st_nlink > 1 and status.st_mode & _FORMAT != stat.S_IFDIR:
+            self._links.setdefault((status.st_dev, status.st_ino), path)
+
+    def _link(self, path: bytes, status: os.stat_result, first: bytes) -> Entry:
+        entry = _entry(path, "h", status, target=first)
         self._layers_header(entry)
         return entry
 
-    def _other(self, found: Found, path: bytes) -> Entry:
-        status = found.status
+    def _other(self, found: Found, status: os.stat_result) -> Entry:
         kind = _KINDS.get(stat.S_IFMT(status.st_mode))
         if kind is None:
             raise Vanished
@@ -110,46 +126,52 @@ class Packer:
         elif kind in "cb":
             target = list(tar.device_numbers(status.st_rdev))
         xattrs = read_xattrs(f"/proc/self/fd/{found.folder}/{found.name}")
-        entry = _entry(path, kind, status, target=target, xattrs=xattrs)
+        entry = _entry(found.path, kind, status, xattrs, target=target)
         self._layers_header(entry)
         return entry
 
     def _layers_header(self, entry: Entry) -> None:
         head = member_header(entry)
-        self._layers.begin(head, len(head))
+        self._layers.write(self._layers.begin(len(head)), head)
 
-    def _file(self, found: Found, path: bytes) -> list[Entry] | Iterator[Entry]:
+    def _file(self, found: Found) -> Iterable[Entry]:
+        path, status = found.path, found.status
         try:
-            descriptor = self._open(found.name, found.folder)
+            descriptor = os.open(found.name, self._open_flags, dir_fd=found.folder)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
-                raise Vanished from error
-            raise
+            descriptor = self._open_otherwise(found, error)
         try:
-            try:
-                return self._contents(descriptor, path, found.status, strict=True)
-            except ChangedFile as change:
-                if not stat.S_ISREG(change.status.st_mode):
-                    raise Vanished from change
-                try:
-                    return self._contents(descriptor, path, change.status, strict=True)
-                except ChangedFile as again:
-                    self.packed.changed.append(path)
-                    return self._contents(descriptor, path, again.status, strict=False)
+            if status is None:
+                status = os.fstat(descriptor)
+            if status.st_nlink > 1:
+                first = self.first_name(status)
+                if first is not None:
+                    return [self._link(path, status, first)]
+                self.keep_name(path, status)
+            return self._contents(descriptor, path, status, strict=True)
+        except ChangedFile as change:
+            return self._again(descriptor, path, change.status)
         finally:
             os.close(descriptor)
 
-    def _open(self, name: str, folder: int) -> int:
+    def _again(self, descriptor: int, path: bytes, status: os.stat_result) -> Iterable[Entry]:
+        """Read a file that changed once more; if it changes again, keep what was read and mark it."""
+        if not stat.S_ISREG(status.st_mode):
+            raise Vanished
         try:
-            return os.open(name, self._open_flags, dir_fd=folder)
-        except PermissionError:
-            if self._open_flags == _FILE:
-                raise
-            return os.open(name, _FILE, dir_fd=folder)  # O_NOATIME is for the owner alone
+            return self._contents(descriptor, path, status, strict=True)
+        except ChangedFile as again:
+            self.packed.changed.append(path)
+            return self._contents(descriptor, path, again.status, strict=False)
 
-    def _contents(
-        self, descriptor: int, path: bytes, status: os.stat_result, *, strict: bool
-    ) -> list[Entry] | Iterator[Entry]:
+    def _open_otherwise(self, found: Found, error: OSError) -> int:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
+            raise Vanished from error
+        if not isinstance(error, PermissionError):
+            raise error
+        return os.open(found.name, _FILE, dir_fd=found.folder)  # O_NOATIME is for the owner alone
+
+    def _contents(self, descriptor: int, path: bytes, status: os.stat_result, *, strict: bool) -> Iterable[Entry]:
         """Read a file once.
 
         ``strict`` raises where it changed meanwhile; else what was read is kept, its size as it was read.
@@ -157,34 +179,39 @@ class Packer:
         size = status.st_size
         if size > SMALL_FILE or status.st_blocks * 512 < size:
             return self._long(descriptor, path, status, strict=strict)
-        data = os.pread(descriptor, size + 1, 0) if size else b""
+        xattrs = read_xattrs(descriptor)
+        entry = _entry(path, "f", status, xattrs, settled=strict)
+        head = tar.header(path, "f", entry.mode, entry.uid, entry.gid, size, entry.mtime_ns, xattrs=tar_xattrs(xattrs))
+        start, total = len(head), len(head) + tar.member_size(size)
+        layer = self._layers.begin(total)
+        place = self._layers.place(total)
+        content = place[start : start + size]
+        got = os.preadv(descriptor, [content], 0) if size else 0
         after = os.fstat(descriptor)
-        if not _same(status, after) or len(data) != size:
+        if after.st_ctime_ns != status.st_ctime_ns or after.st_size != size or got != size:
             if strict:
                 raise ChangedFile(after)
-            data = data[:size]
-        self.packed.bytes_read += len(data)
-        entry = _entry(path, "f", status, xattrs=read_xattrs(descriptor), settled=strict)
-        entry.size = len(data)
-        if not data:
-            self._layers_header(entry)
-            return [entry]
-        name = chunk_name(data)
-        record = self._known.get(name)
-        if record is None:
-            layer, offset = self._layers.add(member_header(entry), data, name)
-            record = RECORD.pack(name, layer, offset, len(data))
-            self._known.add(record)
-            self.packed.bytes_new += len(data)
+            if got != size:
+                # Shorter each time: what is missing reads as zeros, as in a file cut short and extended again.
+                content[got:] = bytes(size - got)
+        self.packed.bytes_read += got
+        if size:
+            record = RECORD.pack(blake3(content).digest(), layer.id, layer.tar_bytes + start, size)
+            entry.chunks = known = self._known.add(record)
+            if known is not record:
+                self.packed.reuse(known)
+                return [entry]
+            place[start + size :] = tar.padding(size)
+            self.packed.bytes_new += size
+            place[:start] = head
+            self._layers.commit(layer, total, record)
         else:
-            self.packed.reuse(record)
-        entry.chunks = record
+            place[:] = head
+            self._layers.commit(layer, total)
         return [entry]
 
-    def _long(
-        self, descriptor: int, path: bytes, status: os.stat_result, *, strict: bool
-    ) -> list[Entry] | Iterator[Entry]:
-        entry = _entry(path, "f", status, xattrs=read_xattrs(descriptor), settled=strict)
+    def _long(self, descriptor: int, path: bytes, status: os.stat_result, *, strict: bool) -> Iterable[Entry]:
+        entry = _entry(path, "f", status, read_xattrs(descriptor), settled=strict)
         run = _Run(entry, self._layers, self._known, self.packed)
         end = 0
         for start, stop in _data_extents(descriptor, status):
@@ -204,16 +231,27 @@ class Packer:
 
     def _extent(self, descriptor: int, start: int, stop: int, run: _Run) -> int:
         """Read and cut one stretch of data; returns the offset where it ended, before ``stop`` if the file shrank."""
+        run.flush()
+        if self._window is None:
+            self._window = memoryview(bytearray(RUN_BYTES + 2 * _READ_BYTES))
+        window = self._window
         chunker = Chunker()
         at = start
+        cut = filled = 0  # what is read and not cut yet is window[cut:filled], what was cut and not stored is before it
         while at < stop:
-            data = os.pread(descriptor, min(_READ_BYTES, stop - at), at)
-            at += len(data)
-            self.packed.bytes_read += len(data)
-            short = not data
-            for chunk in chunker.feed(data, last=short or at >= stop):
-                run.chunk(chunk)
-            if short:
+            wanted = min(_READ_BYTES, stop - at)
+            if filled + wanted > len(window):
+                run.flush()
+                window[: filled - cut] = window[cut:filled]
+                cut, filled = 0, filled - cut
+            got = os.preadv(descriptor, [window[filled : filled + wanted]], at)
+            at += got
+            filled += got
+            self.packed.bytes_read += got
+            for length in chunker.cut(window[cut:filled], last=not got or at >= stop):
+                run.chunk(window[cut : cut + length])
+                cut += length
+            if not got:
                 break
         return at
 
@@ -281,12 +319,14 @@ class _Run:
 
     def _member(self, part: bytes | None) -> None:
         head = member_header(self._entry, part=part, size=self._size)
-        layer = self._layers.begin(head, len(head) + tar.member_size(self._size))
+        layer = self._layers.begin(len(head) + tar.member_size(self._size))
+        self._layers.write(layer, head)
         for name, data in self._chunks:
-            record = RECORD.pack(name, layer.id, self._layers.append(layer, data, name), len(data))
+            record = RECORD.pack(name, layer.id, layer.tar_bytes, len(data))
+            self._layers.write(layer, data, record)
             self._known.add(record)
             self.records.write(record)
-        self._layers.end(layer, self._size)
+        self._layers.write(layer, tar.padding(self._size))
         self._packed.bytes_new += self._size
         self._chunks, self._size = [], 0
         self._names.clear()
@@ -303,40 +343,42 @@ _KINDS = {
 
 def member_header(entry: Entry, *, part: bytes | None = None, size: int | None = None) -> bytes:
     """Give the tar header of an entry, or of a part of its contents."""
-    name = entry.path or b"."
-    if part is not None:
-        name = part
-    elif entry.kind == "d":
+    kind, target, xattrs = entry.kind, entry.target, entry.xattrs
+    name = part or entry.path or b"."
+    if kind == "d":
         name += b"/"
-    target = entry.target
-    xattrs = None if part is not None else entry.xattrs
-    if xattrs and sum(len(key) + len(value) for key, value in xattrs) > _MOST_XATTR_BYTES:
-        xattrs = None  # the index has them
     return tar.header(
         name,
-        entry.kind,
+        kind,
         entry.mode,
         entry.uid,
         entry.gid,
-        (entry.size if size is None else size) if entry.kind == "f" else 0,
+        (entry.size if size is None else size) if kind == "f" else 0,
         entry.mtime_ns,
         target if isinstance(target, bytes) else b"",
         (target[0], target[1]) if isinstance(target, list) else (0, 0),
-        xattrs,
+        None if part is not None else tar_xattrs(xattrs),
     )
+
+
+def tar_xattrs(xattrs: list[tuple[bytes, bytes]] | None) -> list[tuple[bytes, bytes]] | None:
+    """Give the attributes that go into a tar header: all of them, unless they are too large for one."""
+    if xattrs and sum(len(key) + len(value) for key, value in xattrs) > _MOST_XATTR_BYTES:
+        return None  # the index has them
+    return xattrs
 
 
 def read_xattrs(place: int | str) -> list[tuple[bytes, bytes]] | None:
     """Read the extended attributes of a descriptor, or of a path itself, sorted; None where there are none."""
     follow = isinstance(place, int)
     try:
-        names = os.listxattr(place, follow_symlinks=follow)
+        names = os.listxattr(place) if follow else os.listxattr(place, follow_symlinks=False)
+        if not names:
+            return None
     except OSError as error:
         if error.errno in _NO_XATTRS:
             return None
         raise
-    if not names:
-        return None
     found = []
     for name in names:
         with suppress(OSError):
@@ -348,19 +390,19 @@ def _entry(
     path: bytes,
     kind: str,
     status: os.stat_result,
+    xattrs: list[tuple[bytes, bytes]] | None = None,
     *,
     target: bytes | list[int] | None = None,
-    xattrs: list[tuple[bytes, bytes]] | None = None,
     settled: bool = True,
 ) -> Entry:
     ctime_ns = status.st_ctime_ns if settled else 0
-    age = time.time_ns() - ctime_ns
+    age = time_ns() - ctime_ns
     if age < _COARSE_TICK_NS and (age < _TICK_NS or ctime_ns % _SECOND_NS == 0):
         ctime_ns = 0
     return Entry(
         path,
         kind,
-        stat.S_IMODE(status.st_mode),
+        status.st_mode & 0o7777,
         status.st_uid,
         status.st_gid,
         status.st_size if kind == "f" else 0,

@@ -37,7 +37,7 @@ LARGEST_HEADER = 256 * 1024 * 1024
 LARGEST_PAGE = 16 * 1024 * 1024
 FULL_PAGE = 4 * 1024 * 1024
 BLOB_BYTES = 32 * 1024 * 1024
-_ENTRIES_A_PAGE = 1024
+_ENTRIES_A_PAGE = 128
 _CONTINUATIONS_A_PAGE = 8
 _ENTRY_OVERHEAD = 80
 _LEVEL = 3
@@ -99,6 +99,7 @@ class IndexWriter:
         self._numbers: dict[str, int] = {}
         self._frames: list[bytes] = []
         self._frames_size = 0
+        self._spilled: set[int] = set()
         self.new_pages = 0
 
     def add(self, entry: Entry) -> None:
@@ -160,6 +161,7 @@ class IndexWriter:
         """Put the new pages so far as an index blob of their own, with an empty header."""
         blob = IndexBlob(IndexHeader([], [IndexRow("", 0, 0)], []), self._frames)
         number = self._number(self._spill(blob))
+        self._spilled.add(number)
         for row in self._pages:
             if row.index == 0:
                 row.index = number
@@ -179,6 +181,7 @@ class IndexWriter:
         dropped = blobs_to_drop(
             [(row.size - row.pages_start, used) for row, used in zip(self._indexes, live, strict=True)]
         )
+        dropped -= self._spilled  # what was just written is no older blob
         for at, row in enumerate(self._pages):
             if row.index in dropped:
                 self._pages[at] = self._store(row.first, row.blake3, reread(row))

@@ -7,7 +7,7 @@ Written so that any ``tar`` can read a layer; Holdfast itself restores from the 
 from __future__ import annotations
 
 import os
-import stat
+import struct
 from zlib import adler32
 
 BLOCK = 512
@@ -53,15 +53,10 @@ def header(  # noqa: PLR0913, PLR0917 - the fields of a tar header
     """
     mtime = mtime_ns // 1_000_000_000
     prefix = b""
-    plain = len(name) <= 100 and len(target) <= 100
-    if (
-        plain
-        and not xattrs
-        and uid <= _LARGEST_ID
-        and gid <= _LARGEST_ID
-        and 0 <= mtime <= _LARGEST_SIZE
-        and size <= _LARGEST_SIZE
-    ):
+    fits = uid <= _LARGEST_ID and gid <= _LARGEST_ID and 0 <= mtime <= _LARGEST_SIZE and size <= _LARGEST_SIZE
+    if fits and not xattrs and len(name) <= 100 and len(target) <= 100:
+        if kind in "fd":
+            return _plain(name, _TYPE[kind], mode, uid, gid, size, mtime)
         return _ustar(name, prefix, _TYPE[kind], mode, uid, gid, size, mtime, target, device)
     records = []
     split = _split(name)
@@ -110,30 +105,35 @@ def _ustar(  # noqa: PLR0913, PLR0917 - the fields of a tar header
     target: bytes,
     device: tuple[int, int],
 ) -> bytes:
-    major, minor = device
-    block = b"%-100b%07o\0%07o\0%07o\0%011o\0%011o\0        %b%b" % (
-        name.ljust(100, b"\0"),
-        stat.S_IMODE(mode),
-        uid,
-        gid,
-        size,
-        mtime,
-        typeflag,
-        target,
+    head = _head(name, mode, uid, gid, size, mtime)
+    tail = _TAIL.pack(typeflag, target, b"ustar", b"00", *(b"%07o" % (number & 0o7777777) for number in device), prefix)
+    return b"%b%06o\0 %b" % (head, _sum(head) + _sum(tail[:256]) + _sum(tail[256:]) + 8 * 32, tail)
+
+
+def _plain(name: bytes, typeflag: bytes, mode: int, uid: int, gid: int, size: int, mtime: int) -> bytes:
+    """Give the header of a plain file or directory, whose second half is always the same: most headers are these."""
+    head = _head(name, mode, uid, gid, size, mtime)
+    tail, total = _PLAIN_TAILS[typeflag]
+    return b"%b%06o\0 %b" % (head, _sum(head) + total, tail)
+
+
+def _head(name: bytes, mode: int, uid: int, gid: int, size: int, mtime: int) -> bytes:
+    """Give the fields before the checksum."""
+    return b"%b%07o\0%07o\0%07o\0%011o\0%011o\0" % (name.ljust(100, b"\0"), mode & 0o7777, uid, gid, size, mtime)
+
+
+def _sum(data: bytes) -> int:
+    """Sum up to 256 bytes: adler32's low half is 1 + their sum modulo 65521, many times faster than adding integers."""
+    return (adler32(data) & 0xFFFF) - 1
+
+
+_TAIL = struct.Struct("c100s6s2s64x8s8s155s12x")
+_PLAIN_TAILS = {
+    flag: (tail, _sum(tail[:256]) + _sum(tail[256:]) + 8 * 32)
+    for flag, tail in (
+        (flag, _TAIL.pack(flag, b"", b"ustar", b"00", b"0000000", b"0000000", b"")) for flag in (b"0", b"5")
     )
-    block = b"%b%bustar\00000%b%b%07o\0%07o\0%b" % (
-        block,
-        bytes(257 - len(block)),
-        bytes(32),
-        bytes(32),
-        major & 0o7777777,
-        minor & 0o7777777,
-        prefix,
-    )
-    # adler32's low half is 1 + the sum of the bytes, modulo 65521: exact below 257 bytes of any value, and many times
-    # faster than summing 500 integers.
-    total = sum((adler32(block[at : at + 256]) & 0xFFFF) - 1 for at in range(0, len(block), 256))
-    return b"%b%06o\0 %b%b" % (block[:148], total, block[156:], bytes(BLOCK - len(block)))
+}
 
 
 def _split(name: bytes) -> tuple[bytes, bytes] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 
 import zstandard
 
@@ -16,9 +15,8 @@ DEFAULT_LEVEL = 3
 _local = threading.local()
 
 
-def compress(parts: Sequence[Data] | bytes, level: int) -> bytes:
-    """Make one frame, which states its content's size, of the parts put together. Releases the GIL."""
-    data = parts if isinstance(parts, bytes) else b"".join(parts)
+def compress(data: Data, level: int) -> bytes:
+    """Make one frame, which states its content's size. Releases the GIL."""
     compressors: dict[int, zstandard.ZstdCompressor] = _local.__dict__.setdefault("compressors", {})
     if level not in compressors:
         compressors[level] = zstandard.ZstdCompressor(level=level)

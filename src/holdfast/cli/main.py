@@ -5,19 +5,22 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import select
 import signal
 import sys
+import threading
 import traceback
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, NoReturn
 
-import click
 import typer
 
 from holdfast import __version__
 from holdfast.cli import volumes
 from holdfast.cli.render import View, drop_stdout, flush
 from holdfast.errors import HoldfastError, Interrupted, exit_code
+
+_GRACE_S = 3.0
 
 app = typer.Typer(
     name="holdfast",
@@ -57,33 +60,39 @@ def run() -> None:
     gc.set_threshold(200_000, 20, 100)
     _raise_file_limit()
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(_run())
-
-
-def _run() -> int:
     view = View(json="--json" in sys.argv[1:])
+    _end_when_stuck(view)
+    sys.exit(_run(view))
+
+
+def _run(view: View) -> int:
     try:
         result = app(standalone_mode=False)
+        if result == exit_code(Interrupted("")):  # what typer makes of Ctrl-C
+            return _interrupted(view)
         flush()
     except HoldfastError as error:
         _trace()
         view.fail(error)
         return exit_code(error)
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
-    except click.ClickException as error:
-        error.show()
+    except typer.TyperException as error:  # an option or argument is wrong or missing
+        error.show()  # type: ignore[attr-defined]  # whatever typer raises here has it
         return error.exit_code
     except BrokenPipeError:
         drop_stdout()
         return 1
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _trace()
-        view.fail(Interrupted("interrupted", hint="nothing half-done is visible; run it again to go on"))
-        sys.stdout.flush()
-        # Threads may still wait for a dead network: the bucket is consistent at every moment, so they need not end.
-        os._exit(exit_code(Interrupted("")))
+        return _interrupted(view)
     return result if isinstance(result, int) else 0
+
+
+def _interrupted(view: View) -> NoReturn:
+    error = Interrupted("interrupted", hint="nothing half-done is visible; run it again to go on")
+    view.fail(error)
+    sys.stdout.flush()
+    # Threads may still wait for a dead network: the bucket is consistent at every moment, so they need not end.
+    os._exit(exit_code(error))
 
 
 def _trace() -> None:
@@ -93,6 +102,23 @@ def _trace() -> None:
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _end_when_stuck(view: View) -> None:
+    """See to it that Ctrl-C ends the program soon, or a second one at once.
+
+    Python acts on a signal between two of its own steps. One that waits in a library for a dead network takes minutes.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        os.read(reader, 1)
+        select.select([reader], [], [], _GRACE_S)
+        _interrupted(view)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _raise_file_limit() -> None:

@@ -6,6 +6,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, time
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,7 +109,7 @@ def backup(  # noqa: PLR0913 - the options of a command
     named = SourceName(os.fsencode(name)) if name is not None else None
     read = Source.of_path(os.fsencode(source), named)
     opened, cache = _open(settings)
-    rules = Rules(tuple(exclude or ()), exclude_caches, one_file_system, _own_folders(settings, cache))
+    rules = Rules(tuple(exclude or ()), exclude_caches, one_file_system, _left_out(opened, cache))
     view = View(json, quiet, progress.value)
     job = Progress()
     if view.live:
@@ -190,6 +191,7 @@ def restore(  # noqa: PLR0913 - the options of a command
 ) -> int:
     """Restore a snapshot, or parts of it. Only what differs is written; deletions come last, if all else succeeded."""
     from holdfast.progress import Progress
+    from holdfast.storage.cache import Cache
     from holdfast.volumes.restore import Options
     from holdfast.volumes.restore import restore as restore_snapshot
 
@@ -204,6 +206,7 @@ def restore(  # noqa: PLR0913 - the options of a command
         mode="merge" if mode is RestoreMode.MERGE else "replace",
         verify=verify,
         dry_run=dry_run,
+        spare=tuple(map(os.fsencode, _own_folders(opened.store, Cache.of_user()))),
     )
     with view.watch(job):
         done = restore_snapshot(opened, options, job)
@@ -440,8 +443,12 @@ def _snapshot(store: str | None, reference: str, *, tag: str | None = None, at: 
 
 def _name(text: str) -> bytes:
     """Normalize a path as it was when it was backed up; leave a name as it is."""
+    from holdfast.model.names import SourceName
+
     return (
-        os.path.abspath(os.fsencode(text)) if text.startswith(("/", "./", "../")) or text == "." else os.fsencode(text)
+        SourceName.of_path(os.fsencode(text)).name
+        if text.startswith(("/", "./", "../")) or text == "."
+        else os.fsencode(text)
     )
 
 
@@ -471,13 +478,21 @@ def _time(text: str) -> datetime:
     return moment.astimezone()
 
 
-def _own_folders(settings: Settings, cache: Cache) -> frozenset[tuple[int, int]]:
-    """Give the directories that a backup must not go into: the store's own and the cache's."""
-    folders = [str(cache.folder)]
-    if settings.store.scheme == "file":
-        folders.append(settings.store.directory)
+def _own_folders(store: Store, cache: Cache) -> list[str]:
+    """Give the directories that no backup goes into and no restore removes: the cache's, and the store's own."""
+    url = store.bucket.url
+    return [str(cache.folder), *([url.directory] if url.scheme == "file" else [])]
+
+
+def _left_out(store: Store, cache: Cache) -> frozenset[tuple[int, int]]:
+    """Give (device, inode) of our own directories, made first: only what is there can be told apart in the source."""
+    url = store.bucket.url
+    if url.scheme == "file" and url.flag("create", default=True):
+        store.bucket.make()
+    with suppress(OSError):
+        cache.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = set()
-    for folder in folders:
+    for folder in _own_folders(store, cache):
         if os.path.isdir(folder):
             status = os.stat(folder)
             found.add((status.st_dev, status.st_ino))

@@ -81,7 +81,12 @@ class SourceName:
             raise UsageError(f"not a normalized name: {os.fsdecode(self.name)!r}")
 
     def __str__(self) -> str:
-        return os.fsdecode(self.name)
+        return self.name.decode("utf-8", "backslashreplace")
+
+    @classmethod
+    def of_path(cls, path: bytes) -> SourceName:
+        """Name a path of this machine: made absolute and normalized, its symlinks as they are."""
+        return cls(b"/" + os.path.abspath(path).lstrip(b"/"))
 
     @property
     def is_path(self) -> bool:

@@ -17,6 +17,7 @@ from holdfast.storage.bucket import Bucket, Data
 _ROOT = "docker/registry/v2"
 _REPOSITORIES = f"{_ROOT}/repositories"
 _LONGEST_LINK = 256
+_LARGEST_OFFSET = (1 << 63) - 1
 
 
 class Store:
@@ -72,6 +73,8 @@ class Store:
 
         :raises DamageError: the blob is missing or too short.
         """
+        if offset < 0 or length < 0 or offset + length > _LARGEST_OFFSET:
+            raise DamageError(f"blob {digest} in {self} has no bytes {offset} to {offset + length}")
         try:
             data = self.bucket.get_range(_blob_key(digest), offset, length)
         except ObjectNotFound as error:

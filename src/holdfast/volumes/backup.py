@@ -12,18 +12,18 @@ import os
 import platform
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Semaphore
+from threading import Condition
 from typing import Literal
 
 import msgspec
 
 from holdfast.archive.chunks import CHUNKER, ChunkMap
-from holdfast.archive.frames import Layer, LayerWriter, layer_target
+from holdfast.archive.frames import LAYER_BYTES, Layer, LayerWriter, layer_target
 from holdfast.archive.pack import Packed, Packer, Vanished
 from holdfast.archive.pages import IndexBlob, IndexWriter
 from holdfast.archive.scan import Found, Rules, open_root, scan
@@ -68,6 +68,7 @@ _CHECKERS = 16
 _TELL_EVERY = 256
 _MOST_ERRORS = 10_000
 _SMALL_LAYERS = 1024
+_FORMAT = 0o170000
 _KINDS = {
     stat.S_IFREG: "f",
     stat.S_IFDIR: "d",
@@ -93,10 +94,9 @@ class Source:
         :raises NotFoundError: there is nothing.
         :raises SourceError: it is neither directory nor file, or cannot be reached.
         """
-        absolute = os.path.abspath(path)
-        named = name or SourceName(absolute)
+        named = name or SourceName.of_path(path)
         try:
-            real = os.path.realpath(absolute)
+            real = os.path.realpath(path)
             mode = os.stat(real).st_mode
         except FileNotFoundError as error:
             raise NotFoundError(f"there is no {os.fsdecode(path)!r} to back up") from error
@@ -213,6 +213,32 @@ def layers_to_drop(rows: list[LayerRow], target: int) -> set[int]:
     return dropped | small if len(small) > _SMALL_LAYERS else dropped
 
 
+class Budget:
+    """Bytes that may be under way at once. What is larger than all of it goes alone."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken = 0
+        self._changed = Condition()
+
+    def take(self, size: int) -> None:
+        """Wait until ``size`` bytes fit, and take them."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + size <= self._limit)
+            self._taken += size
+
+    def wait(self) -> None:
+        """Wait until no more is taken than there is."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken <= self._limit)
+
+    def give_back(self, size: int) -> None:
+        """Give bytes back."""
+        with self._changed:
+            self._taken -= size
+            self._changed.notify_all()
+
+
 class _Run:
     """One attempt at a backup, from the first path to the tag."""
 
@@ -239,9 +265,10 @@ class _Run:
         self._compressors = ThreadPoolExecutor(_COMPRESSORS, "compress")
         self._uploaders = ThreadPoolExecutor(_UPLOADS, "upload")
         self._uploads: list[Future[None]] = []
-        self._slots = Semaphore(_UPLOADS)
+        self._uploading = Budget(_UPLOADS * LAYER_BYTES)
         self._stored = 0
-        self._counts = {"f": 0, "d": 0}
+        self._files = 0
+        self._folders = 0
         self._others = 0
         self._bytes = 0
         self._parent_pages: dict[bytes, PageRow] = {}
@@ -277,6 +304,16 @@ class _Run:
     def back_up(self) -> Done:
         for entry in self._entries():
             self._index.add(entry)
+            if entry.kind == "f":
+                self._files += 1
+                self._bytes += entry.size
+                if self._files % _TELL_EVERY == 0:
+                    self._tell()
+            elif entry.kind == "d":
+                self._folders += 1
+            elif entry.kind != "+":
+                self._others += 1
+        self._tell()
         self._layers.flush()
         for upload in self._uploads:
             upload.result()
@@ -290,36 +327,32 @@ class _Run:
     # What the source holds, against what the parent held
 
     def _entries(self) -> Iterator[Entry]:
-        links: dict[tuple[int, int], bytes] = {}
-        old_files = _Merge(self._parent.entries() if self._parent else iter(()), self._forget)
-        done = 0
+        if self._parent is None:
+            for found in self._found():
+                yield from self._packed(found)
+            return
+        parent = _Merge(self._parent.entries(), self._forget)
         for found in self._found():
-            path, status = found.path, found.status
-            old = old_files.at(path)
-            first = None
-            if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-                first = links.get((status.st_dev, status.st_ino))
-            if old is not None and _unchanged(old, status, first) and self._all_kept(old):
+            old, status = parent.at(found.path), found.status
+            if old is not None and status is not None and self._is_kept(old, status):
+                self._packer.keep_name(found.path, status)
                 yield old
-                yield from old_files.rest_kept()
+                yield from parent.rest_kept()
             else:
-                try:
-                    entries = (
-                        self._packer.pack(found, path) if first is None else [self._packer.link(found, path, first)]
-                    )
-                except (Vanished, OSError) as error:
-                    if isinstance(error, OSError):
-                        self._report(path, error)
-                    continue
-                yield from entries
-            if first is None and status.st_nlink > 1:
-                links[status.st_dev, status.st_ino] = path
-            self._count(found, first)
-            done += 1
-            if done % _TELL_EVERY == 0:
-                self._tell()
-        old_files.end()
-        self._tell()
+                yield from self._packed(found)
+        parent.end()
+
+    def _packed(self, found: Found) -> Iterable[Entry]:
+        try:
+            return self._packer.pack(found)
+        except Vanished:
+            return ()
+        except OSError as error:
+            self._report(found.path, error)
+            return ()
+
+    def _is_kept(self, old: Entry, status: os.stat_result) -> bool:
+        return _unchanged(old, status, self._packer.first_name(status)) and self._is_there(old)
 
     def _found(self) -> Iterator[Found]:
         if self._source.kind == "file":
@@ -327,12 +360,12 @@ class _Run:
             return
         root = open_root(self._source.path)
         try:
-            yield from scan(root, self._options.rules, self._report)
+            yield from scan(root, self._options.rules, self._report, stat_files=self._parent is not None)
         finally:
             os.close(root)
 
-    def _all_kept(self, old: Entry) -> bool:
-        """Whether no chunk of the entry lay in a layer that is left behind."""
+    def _is_there(self, old: Entry) -> bool:
+        """Whether no chunk of an entry lies in a layer that is left behind."""
         if not self._dropped or not old.chunks:
             return True
         if old.kind == "f" and len(old.chunks) != RECORD_SIZE and old.size > _bytes_of(old.chunks):
@@ -358,18 +391,9 @@ class _Run:
             for name, _, offset, length in RECORD.iter_unpack(note.records):
                 yield RECORD.pack(name, id_, offset, length)
 
-    def _count(self, found: Found, first: bytes | None) -> None:
-        kind = _KINDS.get(stat.S_IFMT(found.status.st_mode), "?")
-        if first is None and kind in self._counts:
-            self._counts[kind] += 1
-            if kind == "f":
-                self._bytes += found.status.st_size
-        else:
-            self._others += 1
-
     def _tell(self) -> None:
         self._progress.bytes_done = self._bytes
-        self._progress.files_done = self._counts["f"]
+        self._progress.files_done = self._files
 
     def _report(self, path: bytes, error: OSError) -> None:
         if len(self._errors) < _MOST_ERRORS:
@@ -382,8 +406,9 @@ class _Run:
             if upload.done():
                 upload.result()
         self._uploads = [upload for upload in self._uploads if not upload.done()]
-        self._slots.acquire()
+        self._uploading.take(layer.tar_bytes)
         self._uploads.append(self._uploaders.submit(self._put_layer, layer))
+        self._uploading.wait()
 
     def _put_layer(self, layer: Layer) -> None:
         try:
@@ -395,7 +420,7 @@ class _Run:
             self._notes.add(Note(descriptor, layer.tar_bytes, bytes(layer.records)))
             self._progress.advance(stored=sent)
         finally:
-            self._slots.release()
+            self._uploading.give_back(layer.tar_bytes)
 
     def _put_blob(self, digest: Digest, parts: bytes | list[bytes]) -> int:
         # With no parent to trust, a blob of the same name may be the very one that was found damaged.
@@ -497,8 +522,8 @@ class _Run:
             else {"algorithm": "zstd", "level": self._options.level},
             chunker=CHUNKER,
             counts=Counts(
-                files=self._counts["f"],
-                directories=self._counts["d"],
+                files=self._files,
+                directories=self._folders,
                 others=self._others,
                 bytes=self._bytes,
                 bytes_read=packed.bytes_read,
@@ -570,7 +595,7 @@ def _unchanged(old: Entry, status: os.stat_result, first: bytes | None) -> bool:
         return False
     if first is not None:
         return old.kind == "h" and old.target == first
-    kind = _KINDS.get(stat.S_IFMT(status.st_mode))
+    kind = _KINDS.get(status.st_mode & _FORMAT)
     return old.kind == kind and (kind != "f" or old.size == status.st_size)
 
 

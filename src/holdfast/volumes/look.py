@@ -104,6 +104,7 @@ def live_entries(source: bytes) -> Iterator[Entry]:
     try:
         for found in scan(root, Rules(), lambda _path, _error: None):
             status = found.status
+            assert status is not None  # noqa: S101 - scan() was asked for it
             first = None
             if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
                 first = links.setdefault((status.st_dev, status.st_ino), found.path)
@@ -169,8 +170,18 @@ def find(store: Store, cache: Cache, pattern: str, name: SourceName | None = Non
     for source in [name] if name is not None else _sources(store):
         versions: dict[tuple[bytes, str, int, int], Version] = {}
         searched: dict[bytes, list[Entry]] = {}
-        for tag in reversed(snapshot_tags(store, source)):
-            snapshot = Snapshot(store, cache, source.repository, tag, store.resolve(source.repository, tag))
+        try:
+            tags = snapshot_tags(store, source)
+        except NotFoundError:
+            if name is not None:
+                raise
+            continue  # a first backup that never came to its end
+        for tag in reversed(tags):
+            try:
+                digest = store.resolve(source.repository, tag)
+            except NotFoundError:
+                continue  # a backup was killed between the tag's two links
+            snapshot = Snapshot(store, cache, source.repository, tag, digest)
             for row in snapshot.header.pages:
                 if row.blake3 not in searched:
                     entries = pages.decode_page(snapshot.page(row), row.blake3)

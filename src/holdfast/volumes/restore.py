@@ -29,7 +29,7 @@ from holdfast.archive.extract import (
     temporary_name,
 )
 from holdfast.errors import BusyError, DamageError, UsageError
-from holdfast.model.snapshot import HOLE_LAYER, RECORD_SIZE, Entry, PathError, shown
+from holdfast.model.snapshot import HOLE_LAYER, RECORD, RECORD_SIZE, Entry, PathError, shown
 from holdfast.progress import Progress
 from holdfast.volumes.contents import Chunk, Contents, chunks_of, grouped
 from holdfast.volumes.snapshots import Snapshot, is_below
@@ -46,13 +46,18 @@ _READ_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to restore. ``paths`` are relative to the source's root, empty for all of it."""
+    """How to restore.
+
+    ``paths`` are relative to the source's root, empty for all of it. ``spare`` are directories of this machine that are
+    not removed with what the snapshot does not have: the store's own, when it lies in the target.
+    """
 
     target: bytes | None = None
     paths: tuple[bytes, ...] = ()
     mode: Mode = "replace"
     verify: bool = False
     dry_run: bool = False
+    spare: tuple[bytes, ...] = ()
 
 
 @dataclass(slots=True)
@@ -180,6 +185,7 @@ class _Run:
         self._mode = mode
         self._target = target
         self._dry = options.dry_run
+        self._spared = [os.path.realpath(path) for path in options.spare]
         self._progress = progress
         self._tree = Tree(root, progress.warn)
         self._contents = Contents(snapshot)
@@ -279,14 +285,10 @@ class _Run:
             self._stack.pop()
         self._stack.append(_Folder(entry.path, is_new, None if is_new else self._surplus_names(entry.path)))
 
-    def _surplus_names(self, path: bytes) -> set[bytes] | None:
+    def _surplus_names(self, path: bytes) -> set[bytes]:
         """List an existing directory: in ``replace``, what is left of it in the end goes; else our own leftovers."""
         names = self._tree.names(path)
-        if self._mode == "replace":
-            return names
-        for name in filter(is_temporary, names):
-            self._surplus.append(_join(path, name))
-        return None
+        return names if self._mode == "replace" else set(filter(is_temporary, names))
 
     def _plan_file(self, group: list[Entry], status: os.stat_result | None, *, in_new_folder: bool) -> None:
         entry = group[0]
@@ -422,6 +424,8 @@ class _Run:
             folder = self._stack.pop()
             for name in sorted(folder.extras or ()):
                 surplus = _join(folder.path, name)
+                if any(is_below(spared, _join(self._target, surplus)) for spared in self._spared):
+                    continue
                 self._surplus.append(surplus)
                 if not is_temporary(name):
                     self._result.deleted.append(shown(surplus))
@@ -645,8 +649,8 @@ class _Run:
 
 
 def _has_many_chunks(entry: Entry) -> bool:
-    """Whether a file is more than one chunk: then several threads may write it, and holes may end it."""
-    return len(entry.chunks) != RECORD_SIZE
+    """Whether a file is anything but one chunk: then several threads may write it, and a hole may end it."""
+    return len(entry.chunks) != RECORD_SIZE or RECORD.unpack(entry.chunks)[1] == HOLE_LAYER
 
 
 def _join(folder: bytes, name: bytes) -> bytes:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import dropwhile
 
 from holdfast.archive import pages
 from holdfast.errors import DamageError, NotFoundError
@@ -81,7 +83,10 @@ class Snapshot:
 
         :raises DamageError: a page is missing or altered, or the order is wrong.
         """
-        return pages.in_order(self._entries(pages.pages_below(self.header, below)))
+        entries = self._entries(pages.pages_below(self.header, below))
+        if below:  # the first page may go on with a file that began in the page before
+            entries = dropwhile(lambda entry: entry.kind == "+", entries)
+        return pages.in_order(entries)
 
     def select(self, paths: list[bytes]) -> Iterator[Entry]:
         """Give the entries of the paths and all below them, in order.
@@ -237,19 +242,25 @@ def open_snapshot(
     """
     repository = name.repository
     if tag is not None and tag != LATEST.name:
-        chosen = _by_tag(snapshot_tags(store, name), tag, name)
+        candidates = [_by_tag(snapshot_tags(store, name), tag, name)]
     elif at is not None:
-        chosen = _by_time(snapshot_tags(store, name), at, name)
+        candidates = _by_time(snapshot_tags(store, name), at, name)
     else:
-        chosen = LATEST
-    try:
-        digest = store.resolve(repository, chosen)
-    except NotFoundError:
-        if chosen is not LATEST:
-            raise
-        chosen = snapshot_tags(store, name)[-1]
-        digest = store.resolve(repository, chosen)
-    return Snapshot(store, cache, repository, chosen, digest)
+        candidates = [LATEST]
+    found = _first_there(store, repository, candidates)
+    if found is None and candidates == [LATEST]:
+        found = _first_there(store, repository, snapshot_tags(store, name)[::-1])
+    if found is None:
+        raise NotFoundError(f"{repository} has no tag {candidates[0]} in {store}", hint=_names_hint(store))
+    return Snapshot(store, cache, repository, *found)
+
+
+def _first_there(store: Store, repository: Repository, tags: list[Tag]) -> tuple[Tag, Digest] | None:
+    """Resolve the first of some tags that names a manifest: a backup killed between a tag's two links left it empty."""
+    for tag in tags:
+        with suppress(NotFoundError):
+            return tag, store.resolve(repository, tag)
+    return None
 
 
 def list_snapshots(store: Store, name: SourceName | None = None) -> Iterator[Listed]:
@@ -267,13 +278,17 @@ def list_snapshots(store: Store, name: SourceName | None = None) -> Iterator[Lis
             if tag.snapshot_time() is not None
         ]
     with ThreadPoolExecutor(_READERS, "list") as pool:
-        yield from pool.map(lambda pair: _listed(store, *pair), pairs)
+        for listed in pool.map(lambda pair: _listed(store, *pair), pairs):
+            if listed is not None:
+                yield listed
 
 
-def _listed(store: Store, repository: Repository, tag: Tag) -> Listed:
-    digest = store.resolve(repository, tag)
-    config = _read_config(store, store.read_manifest(repository, digest))
-    return Listed(SourceName(config.source.name_bytes), tag, digest, config)
+def _listed(store: Store, repository: Repository, tag: Tag) -> Listed | None:
+    found = _first_there(store, repository, [tag])
+    if found is None:
+        return None
+    config = _read_config(store, store.read_manifest(repository, found[1]))
+    return Listed(SourceName(config.source.name_bytes), tag, found[1], config)
 
 
 def source_repositories(store: Store) -> list[Repository]:
@@ -298,11 +313,12 @@ def _by_tag(tags: list[Tag], text: str, name: SourceName) -> Tag:
     raise NotFoundError(f"{problem} {text!r}", hint=_tags_hint(matches or tags))
 
 
-def _by_time(tags: list[Tag], at: datetime, name: SourceName) -> Tag:
+def _by_time(tags: list[Tag], at: datetime, name: SourceName) -> list[Tag]:
+    """Give the tags of snapshots not after a time, the newest first."""
     older = [tag for tag in tags if (made := tag.snapshot_time()) is not None and made <= at]
     if not older:
         raise NotFoundError(f"{name} has no snapshot from {at.isoformat()} or before", hint=_tags_hint(tags))
-    return older[-1]
+    return older[::-1]
 
 
 def _tags_hint(tags: list[Tag]) -> str:

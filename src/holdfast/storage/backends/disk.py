@@ -98,6 +98,8 @@ class DiskBucket(Bucket):
         return os.path.isdir(self._root)
 
     def make(self) -> None:
+        with self._lock:
+            self._synced.clear()  # somebody may have removed it
         with self._translated(""):
             self._make_folders(self._root)
 

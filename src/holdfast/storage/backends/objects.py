@@ -93,8 +93,14 @@ class ObjectBucket(Bucket):
     def get_range(self, key: str, offset: int, length: int) -> Data:
         if length == 0:
             return b""
-        with self._translated(key):
-            return memoryview(obstore.get_range(self._store, self._base + key, start=offset, length=length))
+        try:
+            with self._translated(key):
+                return memoryview(obstore.get_range(self._store, self._base + key, start=offset, length=length))
+        except Unavailable:
+            size = self.size(key)  # a range behind the end is refused like any other failure: look whether it is one
+            if size is not None and offset >= size:
+                return b""
+            raise
 
     def size(self, key: str) -> int | None:
         try:
