@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 from blake3 import blake3
@@ -29,6 +32,8 @@ from holdfast.model.snapshot import (
 )
 from holdfast.storage.store import Store
 from holdfast.volumes.snapshots import Snapshot
+
+from backups import Rig
 
 TAG = Tag("20261120T060501Z-3fa9c1")
 
@@ -185,18 +190,11 @@ def seal(
 
 
 def plain_config(name: SourceName, kind: str = "directory") -> dict:
-    counts = dict.fromkeys(
-        ("files", "directories", "others", "bytes", "bytes_read", "bytes_new", "bytes_stored", "seconds"), 0
-    )
-    return {
-        "format": 1,
-        "created": "2026-11-20T06:05:01.000Z",
-        "source": {"kind": kind, "name": str(name), "path": str(name)},
-        "host": "elsewhere",
-        "machine_id": "",
-        "parent": None,
-        "compression": {},
-        "chunker": {},
-        "counts": counts,
-        "errors": [],
-    }
+    """The config of a backup of nothing, under another name."""
+    return _config_of_nothing() | {"source": {"kind": kind, "name": str(name), "path": str(name)}}
+
+
+@functools.cache
+def _config_of_nothing() -> dict:
+    with TemporaryDirectory() as folder:
+        return msgspec.to_builtins(Rig(Path(folder)).backup().config)

@@ -19,7 +19,6 @@ class Progress:
     bytes_done: int = 0
     files_done: int = 0
     bytes_stored: int = 0
-    phase: str = ""
     warnings: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 

@@ -313,6 +313,20 @@ def test_a_symlink_in_the_target_is_never_followed(mode, local, source, saved, t
     assert_same(saved, fingerprint(target))
 
 
+@pytest.mark.usefixtures("saved")
+def test_a_part_is_not_restored_through_a_symlink(local, source, tmp_path):
+    target, outside = tmp_path / "target", tmp_path / "outside"
+    write(outside / "c.txt", "mine")
+    before = fingerprint(outside)
+    target.mkdir()
+    (target / "b").symlink_to(outside)
+
+    done = local.restore(source, "b/c.txt", "--target", target, code=3)
+
+    assert done["errors"] == [{"path": "b/c.txt", "reason": "Not a directory"}]
+    assert_same(before, fingerprint(outside))
+
+
 def test_hard_links_in_the_target_are_taken_apart(local, source, tmp_path):
     """A name that shares its file with something outside must not write through to it."""
     write(source / "file", "saved")

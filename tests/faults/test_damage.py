@@ -1,18 +1,18 @@
 """Stored bytes that are cut short, altered or gone: named, never restored, and no obstacle to the next backup."""
 
 import os
+import time
 
 import pytest
 
-from holdfast.archive import frames, pages
+from backups import Rig, contents, leftovers, state
+from faulty import blob_key, read
+from holdfast.archive import frames, pack, pages
 from holdfast.errors import DamageError, exit_code
 from holdfast.model.digest import Digest
 from holdfast.model.snapshot import INDEX_HEADER
 from holdfast.progress import Progress
 from holdfast.volumes.look import dump
-
-from backups import Rig, contents, leftovers, state
-from faulty import blob_key, read
 
 DAMAGES = {
     "gone": None,
@@ -125,7 +125,7 @@ def test_dump_of_a_damaged_file_gives_no_wrong_byte(rig, damage):
 @pytest.mark.parametrize("what", ["index", "config", "manifest", "link"])
 def test_what_leads_to_the_contents_is_damaged(rig, what, damage):
     snapshot = rig.open()
-    link = f"docker/registry/v2/repositories/volumes/trial/_manifests/tags/{snapshot.tag}/current/link"
+    link = "docker/registry/v2/repositories/volumes/trial/_manifests/tags/latest/current/link"
     key = {
         "index": blob_key(snapshot.manifest.layers[0].digest),
         "config": blob_key(snapshot.manifest.config.digest),
@@ -222,7 +222,7 @@ def test_a_backup_after_damage_just_works(rig, what, damage, change, cached):
     rig.fresh_cache()
 
     assert rig.restored() == state(rig.source)
-    if what not in ("link",):
+    if what not in ("link", "index"):  # of a lost index, pages may be at hand in the cache
         assert progress.warnings
     rig.backup()
     rig.fresh_cache()
@@ -249,9 +249,11 @@ def test_a_backup_after_an_alteration_of_the_parent_just_works(rig, what, damage
         assert rig.restored() == state(rig.source)
 
 
-def test_a_chain_whose_older_index_is_lost_is_written_anew(rig):
+def test_a_chain_whose_older_index_is_lost_is_written_anew(rig, monkeypatch):
     """The newest index is whole, but takes pages from one that is gone."""
-    _changed(rig)
+    monkeypatch.setattr(pack, "time_ns", lambda: time.time_ns() + 10**10)  # nothing counts as changed just now
+    rig.backup()
+    (rig.source / "c" / "5").write_bytes(b"changed")
     rig.backup()
     snapshot = rig.open()
     older = snapshot.header.indexes[1].digest

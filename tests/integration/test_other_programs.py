@@ -48,6 +48,12 @@ def _run(*command, **more):
     return done.stdout
 
 
+def _copy(origin, destination, *options):
+    """Copy with skopeo, every byte as it is."""
+    fixed = ("--insecure-policy", "copy", "--preserve-digests", "--dest-tls-verify=false")
+    _run("skopeo", *fixed, *options, origin, destination)
+
+
 @pytest.mark.needs("tar", "zstd")
 @pytest.mark.parametrize("compression", ["zstd", "zstd:19", "none"])
 def test_gnu_tar_and_zstd_read_layers(compression, source, tmp_path):
@@ -116,6 +122,9 @@ def test_docker_registry_serves_a_snapshot_from_our_bucket(make_s3_bucket, docke
         assert headers["Content-Type"] == MANIFEST_TYPE
     blobs = [manifest.config, *manifest.layers]
     assert len(blobs) >= 4
+    base = f"docker/registry/v2/repositories/{repository}/_manifests"
+    assert {f"{base}/tags/{name}/index/sha256/{digest.hex}/link" for name in (tag, "latest")} < set(bucket.keys())
+    assert f"{base}/revisions/sha256/{digest.hex}/link" in bucket.keys()  # noqa: SIM118
     for blob in blobs:
         body, headers = get(f"{repository}/blobs/{blob.digest}")
         assert f"sha256:{hashlib.sha256(body).hexdigest()}" == blob.digest
@@ -136,10 +145,7 @@ def test_skopeo_carries_a_snapshot_to_another_registry(s3_bucket, docker_registr
     origin = f"docker://{ours.host}/{repository}:latest"
 
     raw = _run("skopeo", "inspect", "--raw", "--tls-verify=false", origin)
-    _run(
-        "skopeo", "--insecure-policy", "copy", "--preserve-digests", "--src-tls-verify=false", "--dest-tls-verify=false",
-        origin, f"docker://{theirs.host}/{repository}:latest",
-    )  # fmt: skip
+    _copy(origin, f"docker://{theirs.host}/{repository}:latest", "--src-tls-verify=false")
     there = Holdfast(f"file://{tmp_path}/theirs")
     there.restore(source, "--target", tmp_path / "back")
 
@@ -157,9 +163,7 @@ def test_what_a_registry_took_we_read(where, make_s3_bucket, docker_registry, tm
     layer = random_bytes(3 * MIB)
     image = _image(tmp_path / "image", layer)
     for name in ("team/app:1.0", "team/app:2", "other:x"):
-        _run(
-            "skopeo", "--insecure-policy", "copy", "--dest-tls-verify=false", image, f"docker://{registry.host}/{name}"
-        )
+        _copy(image, f"docker://{registry.host}/{name}")
 
     store = _store(bucket.url if bucket else f"file://{tmp_path}/store")
 

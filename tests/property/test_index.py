@@ -14,7 +14,6 @@ from holdfast.archive import pages
 from holdfast.archive.chunks import Chunker
 from holdfast.archive.pages import decode_page, in_order, page_name
 from holdfast.errors import DamageError
-from holdfast.model.names import LATEST
 from holdfast.model.snapshot import RECORD, Entry, is_safe, sort_key
 from holdfast.storage.cache import Cache
 from holdfast.volumes.snapshots import Snapshot
@@ -110,7 +109,7 @@ def test_an_index_in_a_store_gives_its_entries_back(seed, tiny):
         parent = None
         for tree in chain:
             digest = forge(rig.store, rig.name, tree, parent=parent)
-            parent = Snapshot(rig.store, Cache(Path(folder) / digest.hex), rig.name.repository, LATEST, digest)
+            parent = Snapshot(rig.store, Cache(Path(folder) / digest.hex), rig.name.repository, digest)
             assert list(parent.entries()) == tree
             for entry in tree[:3]:
                 below = [

@@ -17,18 +17,32 @@ def _row(id_, tar_bytes, live_bytes):
     return LayerRow(id_, f"d{id_}", tar_bytes, live_bytes)
 
 
-def test_layers_less_than_half_in_use_are_dropped():
-    rows = [_row(0, 100, 50), _row(1, 100, 49), _row(2, 100, 100), _row(3, 100, 0)]
+KIB = 1024
 
-    assert layers_to_drop(rows, LAYER_BYTES) == {1, 3}
+
+def test_the_least_used_layers_are_dropped_until_half_of_what_is_held_is_needed():
+    rows = [_row(0, 900 * KIB, 300 * KIB), _row(1, 900 * KIB, 899 * KIB), _row(2, 900 * KIB, 20 * KIB)]
+
+    assert layers_to_drop(rows, 0, LAYER_BYTES) == {2}
+    assert layers_to_drop(rows[:2], 0, LAYER_BYTES) == set()
+    assert layers_to_drop([_row(0, 900 * KIB, 300 * KIB)], 0, LAYER_BYTES) == {0}
+    assert layers_to_drop([_row(0, 900 * KIB, 0)], 0, LAYER_BYTES) == {0}
+
+
+def test_headers_of_paths_without_contents_count_as_needed():
+    rows = [_row(0, 2000 * 512, 0)]
+
+    assert layers_to_drop(rows, 2000, LAYER_BYTES) == set()
+    assert layers_to_drop([*rows, _row(1, 2000 * 512, 0)], 2000, LAYER_BYTES) == set()
+    assert layers_to_drop([*rows, _row(1, 2000 * 512, 0), _row(2, 2000 * 512, 0)], 2000, LAYER_BYTES) == {0}
 
 
 def test_a_thousand_small_layers_are_put_together():
     small = LAYER_BYTES // 4 - 1
     rows = [_row(n, small, small) for n in range(1024)] + [_row(5000, LAYER_BYTES, LAYER_BYTES)]
 
-    assert layers_to_drop(rows, LAYER_BYTES) == set()
-    assert layers_to_drop([*rows, _row(1024, small, small)], LAYER_BYTES) == set(range(1025))
+    assert layers_to_drop(rows, 0, LAYER_BYTES) == set()
+    assert layers_to_drop([*rows, _row(1024, small, small)], 0, LAYER_BYTES) == set(range(1025))
 
 
 def test_what_a_source_is(tmp_path):
@@ -66,7 +80,7 @@ def test_a_merge_forgets_what_is_gone():
 
     assert merged.merge.at(b"c").path == b"c"
     assert merged.forgotten == [(b"a", "f"), (b"b", "f"), (b"b", "+")]
-    list(merged.merge.rest_kept())
+    merged.merge.keep()
     merged.merge.end()
     assert len(merged.forgotten) == 3
 
@@ -75,7 +89,7 @@ def test_a_merge_keeps_a_file_with_all_that_goes_on():
     merged = Merged(b"a", b"a+", b"a+", b"b")
 
     assert merged.merge.at(b"a").path == b"a"
-    assert [e.kind for e in merged.merge.rest_kept()] == ["+", "+"]
+    assert [e.kind for e in merged.merge.keep()] == ["f", "+", "+"]
     assert merged.merge.at(b"b").path == b"b"
     assert merged.forgotten == []
 
@@ -202,6 +216,7 @@ def test_another_hosts_snapshot_earns_a_warning(tmp_path, monkeypatch):
     rig = Rig(tmp_path)
     (rig.source / "a").write_bytes(b"kelp")
     monkeypatch.setattr("platform.node", lambda: "elsewhere")
+    monkeypatch.setattr("holdfast.volumes.backup._machine_id", lambda: "another")
     rig.backup()
     monkeypatch.undo()
     progress = Progress()

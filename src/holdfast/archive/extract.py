@@ -39,6 +39,7 @@ class Tree:
     def __init__(self, root: int, warn: Callable[[str], None]) -> None:
         """``root`` is the open directory; the caller closes it after :meth:`close`."""
         self._root = root
+        self.device = os.fstat(root).st_dev
         self._warn = warn
         self._user = os.geteuid()
         self._group = os.getegid()
@@ -219,10 +220,10 @@ class Tree:
             os.close(folders.pop(known))
 
     def remove(self, path: bytes) -> None:
-        """Remove a path and all below it. A symlink is removed, never followed."""
+        """Remove a path and all below it. A symlink is removed, never followed; another file system is not entered."""
         self.forget_folder(path)
         above, _, name = path.rpartition(b"/")
-        _remove(self.folder(above), name)
+        _remove(self.folder(above), name, self.device)
 
     def _folders(self) -> OrderedDict[bytes, int]:
         try:
@@ -301,18 +302,18 @@ def is_fatal(error: OSError) -> bool:
     return error.errno in _FATAL
 
 
-def _remove(folder: int, name: bytes) -> None:
+def _remove(folder: int, name: bytes, device: int) -> None:
     """Remove what ``name`` is in the open ``folder``, with an own stack: trees can be deeper than Python's."""
     if _unlinked(folder, name):
         return
-    stack = [(folder, name, _children(folder, name))]
+    stack = [(folder, name, _children(folder, name, device))]
     try:
         while stack:
             above, called, (descriptor, names) = stack[-1]
             if names:
                 child = names.pop()
                 if not _unlinked(descriptor, child):
-                    stack.append((descriptor, child, _children(descriptor, child)))
+                    stack.append((descriptor, child, _children(descriptor, child, device)))
                 continue
             stack.pop()
             os.close(descriptor)
@@ -335,8 +336,11 @@ def _unlinked(folder: int, name: bytes) -> bool:
     return True
 
 
-def _children(folder: int, name: bytes) -> tuple[int, list[bytes]]:
+def _children(folder: int, name: bytes, device: int) -> tuple[int, list[bytes]]:
     descriptor = os.open(name, _DIRECTORY, dir_fd=folder)
+    if os.fstat(descriptor).st_dev != device:
+        os.close(descriptor)
+        raise OSError(errno.EXDEV, "another file system is mounted there")
     return descriptor, [os.fsencode(child) for child in os.listdir(descriptor)]
 
 

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from holdfast.archive import tar, zstd
 from holdfast.errors import DamageError
 from holdfast.model.digest import Digest
-from holdfast.model.snapshot import LAYER_TYPE, ZSTD_LAYER_TYPE
+from holdfast.model.snapshot import LAYER_TYPE, ZSTD_LAYER_TYPE, weight
 
 FRAME_BYTES = 4 * 1024 * 1024
 LAYER_BYTES = 48 * 1024 * 1024
@@ -50,8 +50,9 @@ def layer_target(layers: int) -> int:
 class Layer:
     """A layer on its way into the store.
 
-    ``records`` are the chunks in it (packed RECORD); ``frames`` its compressed frames, in order, each with its size
-    uncompressed. After :meth:`seal` the blob is ``parts`` one after another, and ``digest`` names it.
+    ``records`` are the chunks in it (packed RECORD), ``live_bytes`` what they weigh; ``frames`` its compressed frames,
+    in order, each with its size uncompressed. After :meth:`seal` the blob is ``parts`` one after another, and
+    ``digest`` names it.
     """
 
     id: int
@@ -59,6 +60,7 @@ class Layer:
     frames: list[tuple[Future[bytes], int]] = field(default_factory=list)
     records: bytearray = field(default_factory=bytearray)
     tar_bytes: int = 0
+    live_bytes: int = 0
     parts: list[bytes] = field(default_factory=list)
     digest: Digest | None = None
     size: int = 0
@@ -135,18 +137,20 @@ class LayerWriter:
             start = 0
         return self._frame[start : start + size]
 
-    def commit(self, layer: Layer, size: int, record: bytes = b"") -> None:
-        """Keep the place that was given; ``record`` is that of the chunk in it, if it holds one."""
+    def commit(self, layer: Layer, size: int, record: bytes = b"", chunk: int = 0) -> None:
+        """Keep the place that was given; ``record`` is that of the chunk of ``chunk`` bytes in it, if it holds one."""
         self._filled += size
         self._room -= size
         layer.tar_bytes += size
-        layer.records += record
+        if record:
+            layer.records += record
+            layer.live_bytes += weight(chunk)
 
     def write(self, layer: Layer, data: bytes | memoryview, record: bytes = b"") -> None:
         """Add bytes that are at hand, all in one frame."""
         size = len(data)
         self.place(size)[:] = data
-        self.commit(layer, size, record)
+        self.commit(layer, size, record, size)
 
     def flush(self) -> None:
         """Close the open layer, if there is one."""

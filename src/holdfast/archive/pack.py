@@ -147,17 +147,17 @@ class Packer:
                 first = self.first_name(status)
                 if first is not None:
                     return [self._link(path, status, first)]
-                self.keep_name(path, status)
-            return self._contents(descriptor, path, status, strict=True)
+            entries = self._contents(descriptor, path, status, strict=True)
+            self.keep_name(path, status)
         except ChangedFile as change:
             return self._again(descriptor, path, change.status)
+        else:
+            return entries
         finally:
             os.close(descriptor)
 
     def _again(self, descriptor: int, path: bytes, status: os.stat_result) -> Iterable[Entry]:
         """Read a file that changed once more; if it changes again, keep what was read and mark it."""
-        if not stat.S_ISREG(status.st_mode):
-            raise Vanished
         try:
             return self._contents(descriptor, path, status, strict=True)
         except ChangedFile as again:
@@ -177,11 +177,13 @@ class Packer:
         ``strict`` raises where it changed meanwhile; else what was read is kept, its size as it was read.
         """
         size = status.st_size
+        if status.st_mode & _FORMAT != stat.S_IFREG:
+            raise Vanished
         if size > SMALL_FILE or status.st_blocks * 512 < size:
             return self._long(descriptor, path, status, strict=strict)
         xattrs = read_xattrs(descriptor)
         entry = _entry(path, "f", status, xattrs, settled=strict)
-        head = tar.header(path, "f", entry.mode, entry.uid, entry.gid, size, entry.mtime_ns, xattrs=tar_xattrs(xattrs))
+        head = tar.header(path, "f", entry.mode, entry.uid, entry.gid, size, entry.mtime_ns, xattrs=xattrs)
         start, total = len(head), len(head) + tar.member_size(size)
         layer = self._layers.begin(total)
         place = self._layers.place(total)
@@ -204,7 +206,7 @@ class Packer:
             place[start + size :] = tar.padding(size)
             self.packed.bytes_new += size
             place[:start] = head
-            self._layers.commit(layer, total, record)
+            self._layers.commit(layer, total, record, size)
         else:
             place[:] = head
             self._layers.commit(layer, total)
@@ -357,15 +359,8 @@ def member_header(entry: Entry, *, part: bytes | None = None, size: int | None =
         entry.mtime_ns,
         target if isinstance(target, bytes) else b"",
         (target[0], target[1]) if isinstance(target, list) else (0, 0),
-        None if part is not None else tar_xattrs(xattrs),
+        None if part is not None else xattrs,
     )
-
-
-def tar_xattrs(xattrs: list[tuple[bytes, bytes]] | None) -> list[tuple[bytes, bytes]] | None:
-    """Give the attributes that go into a tar header: all of them, unless they are too large for one."""
-    if xattrs and sum(len(key) + len(value) for key, value in xattrs) > _MOST_XATTR_BYTES:
-        return None  # the index has them
-    return xattrs
 
 
 def read_xattrs(place: int | str) -> list[tuple[bytes, bytes]] | None:
@@ -383,6 +378,8 @@ def read_xattrs(place: int | str) -> list[tuple[bytes, bytes]] | None:
     for name in names:
         with suppress(OSError):
             found.append((os.fsencode(name), os.getxattr(place, name, follow_symlinks=follow)))
+    if sum(len(name) + len(value) for name, value in found) > _MOST_XATTR_BYTES:
+        raise OSError(errno.E2BIG, f"extended attributes of more than {_MOST_XATTR_BYTES} bytes are not kept")
     return sorted(found) or None
 
 

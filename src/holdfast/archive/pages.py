@@ -203,12 +203,14 @@ def blobs_to_drop(blobs: list[tuple[int, int]]) -> set[int]:
     return dropped
 
 
-def decode_header(frame: bytes | memoryview, name: bytes) -> bytes:
-    """Open a header's frame and check it.
+def decode_header(head: bytes | memoryview, name: bytes) -> bytes:
+    """Open the beginning of an index blob, up to its pages, and give the uncompressed header.
 
-    :raises DamageError: it is not the one that ``name`` names.
+    :raises DamageError: it is no index, or its header is not the one that ``name`` names.
     """
-    data = zstd.decompress(frame, LARGEST_HEADER)
+    if head[:PREFIX_SIZE] != MAGIC + _LENGTH.pack(len(head) - PREFIX_SIZE):
+        raise DamageError("an index does not begin as one of this version")
+    data = zstd.decompress(head[PREFIX_SIZE:], LARGEST_HEADER)
     if page_name(data) != name:
         raise DamageError("the header of an index is altered")
     return data

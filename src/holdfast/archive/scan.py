@@ -115,6 +115,12 @@ def scan(  # noqa: C901 - one walk, and all that it leaves out
             os.close(folder)
 
 
+def matcher(exclude: tuple[str, ...]) -> Callable[[bytes, bool], bool]:
+    """Give what tells whether a path, which is a directory or not, matches one of the patterns."""
+    spec = GitIgnoreSpec.from_lines(exclude)
+    return lambda path, is_folder: spec.match_file(os.fsdecode(path) + ("/" if is_folder else ""))
+
+
 def _is_left_out(path: bytes, status: os.stat_result, spec: GitIgnoreSpec | None, rules: Rules) -> bool:
     if spec is not None and spec.match_file(os.fsdecode(path) + "/"):
         return True
@@ -128,7 +134,7 @@ def _list(folder: int, path: bytes, rules: Rules, report: Callable[[bytes, OSErr
     except OSError as error:
         report(path, error)
         return []
-    if rules.caches and _is_cache(folder):
+    if rules.caches and is_cache(folder):
         return [entry for entry in found if entry.name == _CACHE_TAG]
     # Names sort by their bytes. Code points sort like their UTF-8 bytes, so plain text is right as it is; only the
     # surrogates that stand for other bytes are not.
@@ -142,7 +148,8 @@ def _by_name(entry: os.DirEntry[str]) -> str:
     return entry.name
 
 
-def _is_cache(folder: int) -> bool:
+def is_cache(folder: int) -> bool:
+    """Whether an open directory is marked as a cache (bford.info/cachedir)."""
     with suppress(OSError):
         descriptor = os.open(_CACHE_TAG, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
         try:

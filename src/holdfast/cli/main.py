@@ -24,7 +24,7 @@ _GRACE_S = 3.0
 
 app = typer.Typer(
     name="holdfast",
-    help="Keep Docker's state, volumes and images, in one bucket, and bring it back.",
+    help="Back directories and files up into a bucket, and bring them back.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -54,7 +54,7 @@ def _options(
 
 
 def run() -> None:
-    """Run the command line and exit with its code (docs/reference/cli.md, *Exit codes*)."""
+    """Run the command line and exit with its code (:data:`holdfast.errors.EXIT_CODES`)."""
     # Millions of small objects are made and few of them in cycles: collect less often.
     gc.freeze()
     gc.set_threshold(200_000, 20, 100)
@@ -88,7 +88,7 @@ def _run(view: View) -> int:
 
 
 def _interrupted(view: View) -> NoReturn:
-    error = Interrupted("interrupted", hint="nothing half-done is visible; run it again to go on")
+    error = Interrupted("interrupted", hint="run it again: it goes on from where it was")
     view.fail(error)
     sys.stdout.flush()
     # Threads may still wait for a dead network: the bucket is consistent at every moment, so they need not end.

@@ -136,7 +136,10 @@ class View:
 
     def _warnings(self, progress: Progress) -> None:
         for sentence in self._new_warnings(progress):
-            self.warn(sentence)
+            if self.progress == "json":
+                _tell(msgspec.json.encode({"warning": sentence}).decode())
+            else:
+                self.warn(sentence)
 
     def _new_warnings(self, progress: Progress) -> list[str]:
         new = progress.warnings[self._shown_warnings :]

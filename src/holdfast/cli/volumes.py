@@ -16,13 +16,13 @@ import typer
 from holdfast.cli import render
 from holdfast.cli.render import View, printable, size_text, time_text
 from holdfast.config import Settings, read_settings
-from holdfast.errors import INCOMPLETE, UsageError
+from holdfast.errors import INCOMPLETE, DamageError, UsageError, exit_code
 
 if TYPE_CHECKING:
     from holdfast.progress import Progress
     from holdfast.storage.cache import Cache
     from holdfast.storage.store import Store
-    from holdfast.volumes.snapshots import Snapshot
+    from holdfast.volumes.snapshots import Listed, Snapshot
 
 # The use cases are imported where they are used, so that `holdfast --help` stays fast.
 # ruff: noqa: PLC0415
@@ -106,6 +106,8 @@ def backup(  # noqa: PLR0913 - the options of a command
     from holdfast.volumes.backup import Options, Source, back_up
 
     settings = read_settings(store=store, compression=compression)
+    if not source:
+        raise UsageError("SOURCE is empty", hint="name a directory or file; `.` is the current one")
     named = SourceName(os.fsencode(name)) if name is not None else None
     read = Source.of_path(os.fsencode(source), named)
     opened, cache = _open(settings)
@@ -156,7 +158,7 @@ def backup(  # noqa: PLR0913 - the options of a command
 def restore(  # noqa: PLR0913 - the options of a command
     name: NameArgument,
     paths: Annotated[
-        list[str] | None, typer.Argument(metavar="[PATH]...", help="Restore only these, relative to the source's root.")
+        list[str] | None, typer.Argument(metavar="PATH", help="Restore only these, relative to the source's root.")
     ] = None,
     *,
     store: StoreOption = None,
@@ -197,6 +199,8 @@ def restore(  # noqa: PLR0913 - the options of a command
 
     if snapshot is not None and at is not None:
         raise UsageError("--snapshot and --at cannot go together")
+    if target == "" or "" in (paths or ()):
+        raise UsageError("a path is empty", hint="name it, or leave it out; `.` is the current directory")
     opened = _snapshot(store, name, tag=snapshot, at=at)
     view = View(json, quiet, progress.value)
     job = Progress()
@@ -254,36 +258,42 @@ def snapshots(
     *,
     store: StoreOption = None,
     json: JsonOption = False,
-) -> None:
-    """List the snapshots of a source, or of all, oldest first."""
+) -> int:
+    """List the snapshots of a source, or of all; those of each source oldest first."""
     from holdfast.model.names import SourceName
     from holdfast.volumes.snapshots import list_snapshots
 
     opened, _ = _open(read_settings(store=store))
     source = SourceName(_name(name)) if name is not None else None
-    documents: Iterator[dict[str, Any]] = (
-        {
-            "name": str(listed.name),
-            "tag": listed.tag.name,
-            "digest": str(listed.digest),
+    damaged = 0
+
+    def document(listed: Listed) -> dict[str, Any]:
+        nonlocal damaged
+        named = {"name": str(listed.name), "tag": listed.tag.name, "digest": listed.digest and str(listed.digest)}
+        if listed.config is None:
+            damaged += 1
+            return {**named, "damage": listed.damage}
+        counts = listed.config.counts
+        return {
+            **named,
             "created": listed.config.created,
             "host": listed.config.host,
-            "files": listed.config.counts.files,
-            "bytes": listed.config.counts.bytes,
-            "bytes_stored": listed.config.counts.bytes_stored,
-            "complete": not listed.config.errors,
+            "files": counts.files,
+            "bytes": counts.bytes,
+            "bytes_stored": counts.bytes_stored,
+            "complete": not counts.errors,
         }
-        for listed in list_snapshots(opened, source)
-    )
-    View(json).rows(
-        documents,
-        lambda d: (
-            f"{d['tag']}  {d['files']:>9} files  {size_text(d['bytes']):>10}  "
-            f"{size_text(d['bytes_stored']):>10} stored  {printable(d['host'])}  {printable(d['name'])}"
-            + ("" if d["complete"] else "  (incomplete)")
-        ),
-        "snapshots",
-    )
+
+    def line(d: dict[str, Any]) -> str:
+        if "damage" in d:
+            return f"{d['tag']}  {printable(d['name'])}  damaged: {printable(d['damage'])}"
+        text = (
+            f"{d['tag']}  {d['files']:>9} files  {size_text(d['bytes']):>10}  {size_text(d['bytes_stored']):>10} stored"
+        )
+        return f"{text}  {printable(d['host'])}  {printable(d['name'])}" + ("" if d["complete"] else "  (incomplete)")
+
+    View(json).rows(map(document, list_snapshots(opened, source)), line, "snapshots")
+    return exit_code(DamageError("")) if damaged else 0
 
 
 def ls(
@@ -340,6 +350,7 @@ def diff(
     json: JsonOption = False,
 ) -> None:
     """Show what differs between two snapshots, or between a snapshot and its source as it is now."""
+    from holdfast.archive.scan import Rules
     from holdfast.model.snapshot import shown
     from holdfast.volumes.look import differences, live_entries
 
@@ -347,13 +358,15 @@ def diff(
     if new is not None:
         after = _snapshot(store, new).entries()
     elif before.name.is_path:
-        after = live_entries(os.path.realpath(before.name.name))
+        left_out = before.config.left_out
+        rules = Rules(tuple(left_out.exclude), left_out.caches, left_out.one_file_system)
+        after = live_entries(os.path.realpath(before.name.name), rules)
     else:
         raise UsageError(f"{before.name} is no path of this machine", hint="name two snapshots: NAME@TAG NAME@TAG")
     signs = {"added": "+", "removed": "-", "modified": "M", "metadata": "U"}
     documents: Iterator[dict[str, Any]] = (
         {"change": d.change, "path": shown(d.path) or ".", "kind": d.kind, "size": d.size}
-        for d in differences(before.entries(), after)
+        for d in differences(before.entries(), after, live=new is None)
     )
     View(json).rows(documents, lambda d: f"{signs[d['change']]} {printable(d['path'])}", "differences")
 
@@ -425,6 +438,8 @@ def _open(settings: Settings) -> tuple[Store, Cache]:
         raise UsageError(
             f"layout {settings.store.option('layout')!r} holds no snapshots", hint="leave layout= out of the URL"
         )
+    if settings.store.scheme == "memory":
+        raise UsageError("a memory:// store ends with the command", hint="use file:// and a directory")
     return Store(open_bucket(settings.store)), Cache.of_user()
 
 
@@ -447,7 +462,7 @@ def _name(text: str) -> bytes:
 
     return (
         SourceName.of_path(os.fsencode(text)).name
-        if text.startswith(("/", "./", "../")) or text == "."
+        if text.startswith(("/", "./", "../")) or text in (".", "..")
         else os.fsencode(text)
     )
 
@@ -457,11 +472,12 @@ def _relative(name: bytes, text: str) -> bytes:
     path = os.path.normpath(os.fsencode(text))
     if path in (b".", b"/", b"//"):
         return b""
-    base = name.rstrip(b"/") + b"/"
-    if path == name.rstrip(b"/"):
-        return b""
-    if path.startswith(base):
-        return path[len(base) :]
+    if name.startswith(b"/"):
+        base = name.rstrip(b"/")
+        if path == base:
+            return b""
+        if path.startswith(base + b"/"):
+            return path[len(base) + 1 :]
     path = path.lstrip(b"/")
     if path == b".." or path.startswith(b"../"):
         raise UsageError(f"{text!r} leads out of the source")
@@ -473,7 +489,7 @@ def _time(text: str) -> datetime:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
         raise UsageError(f"not a time: {text!r}", hint="write it as 2026-11-20 or 2026-11-20T06:05:01Z") from error
-    if len(text) == len("2026-11-20"):
+    if len(text) in (len("20261120"), len("2026-11-20")):
         moment = datetime.combine(moment.date(), time.max)
     return moment.astimezone()
 

@@ -62,7 +62,7 @@ class Entry(msgspec.Struct, array_like=True, gc=False):
 
 
 class LayerRow(msgspec.Struct, array_like=True, gc=False):
-    """A layer of the index's header. ``tar_bytes`` is its size uncompressed; ``live_bytes`` what of it is in use."""
+    """A layer of the header. ``tar_bytes`` is its size uncompressed; ``live_bytes`` what references to it weigh."""
 
     id: int
     digest: str
@@ -114,11 +114,17 @@ class SourceInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """What a backup did. Bytes of file contents, except ``bytes_stored``: bytes sent into the bucket, compressed."""
+    """What a backup did. Bytes of file contents, except ``bytes_stored``: bytes sent into the bucket, compressed.
+
+    ``bare`` counts the paths without contents: all but files that hold bytes. ``errors`` counts all paths that could
+    not be read, also those that the config has no room to list.
+    """
 
     files: int
     directories: int
     others: int
+    bare: int
+    errors: int
     bytes: int
     bytes_read: int
     bytes_new: int
@@ -131,6 +137,17 @@ class PathError(msgspec.Struct, frozen=True):
 
     path: str
     reason: str
+
+
+class LeftOut(msgspec.Struct, frozen=True):
+    """What a backup left out by rule: gitignore patterns, contents of marked caches, other file systems.
+
+    A restore that replaces spares what matches.
+    """
+
+    exclude: list[str]
+    caches: bool
+    one_file_system: bool
 
 
 class Capsule(msgspec.Struct, frozen=True):
@@ -156,6 +173,7 @@ class SnapshotConfig(msgspec.Struct, frozen=True, kw_only=True):
     compression: dict[str, str | int]
     chunker: dict[str, str | int]
     counts: Counts
+    left_out: LeftOut
     errors: list[PathError]
     capsule: Capsule | None = None
     encryption: None = None
@@ -195,4 +213,4 @@ def shown(path: bytes) -> str:
 
 def weight(length: int) -> int:
     """Give what a reference to a chunk of ``length`` bytes counts in a layer's live bytes: a tar member of its size."""
-    return 512 + (length + 511 & ~511)
+    return 512 + (length + 511 & -512)

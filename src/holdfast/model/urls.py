@@ -38,10 +38,10 @@ class BucketUrl:
         """
         parts = urlsplit(text)
         if parts.scheme not in SCHEMES:
-            raise UsageError(
-                f"not a store: {_without_secrets(text)!r}",
-                hint=f"a store is a URL that begins with {', '.join(f'{s}://' for s in SCHEMES)}",
-            )
+            hint = f"a store is a URL that begins with {', '.join(f'{s}://' for s in SCHEMES)}"
+            if text.startswith(("/", "./", "../")):
+                hint = f"a directory is written as file://{os.path.abspath(text)}"
+            raise UsageError(f"not a store: {_without_secrets(text)!r}", hint=hint)
         if "@" in parts.netloc:
             raise UsageError(
                 "a store's URL must not hold credentials",
@@ -109,4 +109,4 @@ class BucketUrl:
 
 def _without_secrets(text: str) -> str:
     head = text.partition("?")[0]
-    return head.rpartition("@")[2][:200] if "@" in head else os.path.basename(head) and head[:200]
+    return head.rpartition("@")[2][:200]

@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Condition
 from typing import Literal
 
 import msgspec
 
+from holdfast.archive import tar
 from holdfast.archive.chunks import CHUNKER, ChunkMap
 from holdfast.archive.frames import LAYER_BYTES, Layer, LayerWriter, layer_target
 from holdfast.archive.pack import Packed, Packer, Vanished
@@ -37,7 +38,6 @@ from holdfast.model.snapshot import (
     CONFIG_TYPE,
     CREATED,
     FORMAT_VERSION,
-    HOLE_LAYER,
     INDEX_HEADER,
     INDEX_TYPE,
     RECORD,
@@ -48,6 +48,7 @@ from holdfast.model.snapshot import (
     IndexHeader,
     IndexRow,
     LayerRow,
+    LeftOut,
     PageRow,
     PathError,
     SnapshotConfig,
@@ -59,14 +60,14 @@ from holdfast.model.snapshot import (
 from holdfast.progress import Progress
 from holdfast.storage.cache import Cache
 from holdfast.storage.store import Store
-from holdfast.volumes.snapshots import Snapshot, open_snapshot
+from holdfast.volumes.snapshots import Snapshot
 from holdfast.volumes.unfinished import Note, Notes
 
 _UPLOADS = 2
 _COMPRESSORS = max(2, os.cpu_count() or 2)
 _CHECKERS = 16
 _TELL_EVERY = 256
-_MOST_ERRORS = 10_000
+_MOST_ERRORS = 1000
 _SMALL_LAYERS = 1024
 _FORMAT = 0o170000
 _KINDS = {
@@ -148,8 +149,7 @@ def back_up(
     progress = progress or Progress()
     if not store.bucket.prepare_for_writing():
         progress.warn(
-            f"{store} does not honour conditional writes: of two backups that end at the same moment, "
-            "either may be the one that `latest` names"
+            f"{store} does not honour conditional writes: of two writers of one key the later wins, unnoticed"
         )
     parent = _find_parent(store, cache, source, progress)
     lost: set[str] = set()
@@ -164,7 +164,7 @@ def back_up(
             parent = None
         except _BlobsLost as error:
             lost |= error.digests
-            if parent is not None and any(row.digest in lost for row in parent.header.indexes):
+            if parent is not None and any(row.digest in lost for row in parent.header_as_parent().indexes):
                 parent = None
             progress.warn(f"{len(error.digests)} blobs of the snapshot before are gone; what they held is stored again")
         finally:
@@ -184,31 +184,33 @@ class _BlobsLost(Exception):
 
 def _find_parent(store: Store, cache: Cache, source: Source, progress: Progress) -> Snapshot | None:
     try:
-        digest = store.resolve(source.name.repository, LATEST)
+        parent = Snapshot(store, cache, source.name.repository, store.resolve(source.name.repository, LATEST))
     except NotFoundError:
         return None
-    except DamageError:
-        digest = None
-    try:
-        if digest is None:
-            return open_snapshot(store, cache, source.name)
-        parent = Snapshot(store, cache, source.name.repository, LATEST, digest)
-    except (DamageError, NotFoundError) as error:
+    except DamageError as error:
         progress.warn(f"the snapshot before cannot be used, so everything is stored anew: {error}")
         return None
-    if parent.config.host != platform.node():
-        progress.warn(f"the snapshot before was made on host {parent.config.host}: every file is read again")
+    if (parent.config.machine_id or parent.config.host) != (_machine_id() or platform.node()):
+        progress.warn(f"the snapshot before was made on another machine, {parent.config.host}")
     return parent
 
 
-def layers_to_drop(rows: list[LayerRow], target: int) -> set[int]:
+def layers_to_drop(rows: list[LayerRow], bare: int, target: int) -> set[int]:
     """Choose the layers of the parent to leave behind: what still lives in them is read from the source again.
 
-    Those of which less than half is in use; and, where more than a thousand small ones (below a quarter of ``target``
-    bytes) have come together, all of the small ones. So stored bytes stay below about twice those in use, and a long
-    chain of small backups stays short.
+    What a snapshot needs is what its references weigh, and a header for each of the ``bare`` paths without contents.
+    While its layers hold more than twice that, the least used one goes. And where more than a thousand small layers
+    (below a quarter of ``target`` bytes) have come together, all of the small ones go: a long chain of small backups
+    stays short.
     """
-    dropped = {row.id for row in rows if row.live_bytes * 2 < row.tar_bytes}
+    dropped = set()
+    held = sum(row.tar_bytes for row in rows)
+    needed = sum(row.live_bytes for row in rows) + bare * weight(0) + len(rows) * len(tar.END)
+    for row in sorted(rows, key=lambda row: row.live_bytes / row.tar_bytes if row.tar_bytes else 0):
+        if held <= 2 * needed:
+            break
+        dropped.add(row.id)
+        held -= row.tar_bytes - row.live_bytes  # what lives in it is stored again
     small = {row.id for row in rows if row.tar_bytes * 4 < target}
     return dropped | small if len(small) > _SMALL_LAYERS else dropped
 
@@ -260,8 +262,10 @@ class _Run:
         self._progress = progress
         self._parent = parent
         self._began = time.monotonic()
-        self._created = datetime.now(UTC)
+        self._created = _after(parent)
         self._errors: list[PathError] = []
+        self._errors_count = 0
+        self._bare = 0
         self._compressors = ThreadPoolExecutor(_COMPRESSORS, "compress")
         self._uploaders = ThreadPoolExecutor(_UPLOADS, "upload")
         self._uploads: list[Future[None]] = []
@@ -275,7 +279,9 @@ class _Run:
         self._fresh: dict[int, tuple[LayerRow, Descriptor]] = {}
 
         rows = [row for row, _ in parent.layers.values()] if parent else []
-        self._dropped = layers_to_drop(rows, layer_target(len(rows))) | {row.id for row in rows if row.digest in lost}
+        bare = parent.config.counts.bare if parent else 0
+        gone = {row.id for row in rows if row.digest in lost}
+        self._dropped = layers_to_drop(rows, bare, layer_target(len(rows))) | gone
         self._old = {id_: pair for id_, pair in (parent.layers if parent else {}).items() if id_ not in self._dropped}
         self._live = {id_: row.live_bytes for id_, (row, _) in self._old.items()}
         first_id = max((row.id for row in rows), default=-1) + 1
@@ -307,6 +313,7 @@ class _Run:
             if entry.kind == "f":
                 self._files += 1
                 self._bytes += entry.size
+                self._bare += not entry.size
                 if self._files % _TELL_EVERY == 0:
                     self._tell()
             elif entry.kind == "d":
@@ -334,12 +341,15 @@ class _Run:
         parent = _Merge(self._parent.entries(), self._forget)
         for found in self._found():
             old, status = parent.at(found.path), found.status
-            if old is not None and status is not None and self._is_kept(old, status):
-                self._packer.keep_name(found.path, status)
-                yield old
-                yield from parent.rest_kept()
-            else:
-                yield from self._packed(found)
+            if old is not None and status is not None and _unchanged(old, status, self._packer.first_name(status)):
+                kept = parent.keep()
+                if not self._dropped or all(map(self._is_there, kept)):
+                    self._packer.keep_name(found.path, status)
+                    yield from kept
+                    continue
+                for entry in kept:
+                    self._forget(entry)
+            yield from self._packed(found)
         parent.end()
 
     def _packed(self, found: Found) -> Iterable[Entry]:
@@ -350,9 +360,6 @@ class _Run:
         except OSError as error:
             self._report(found.path, error)
             return ()
-
-    def _is_kept(self, old: Entry, status: os.stat_result) -> bool:
-        return _unchanged(old, status, self._packer.first_name(status)) and self._is_there(old)
 
     def _found(self) -> Iterator[Found]:
         if self._source.kind == "file":
@@ -366,10 +373,6 @@ class _Run:
 
     def _is_there(self, old: Entry) -> bool:
         """Whether no chunk of an entry lies in a layer that is left behind."""
-        if not self._dropped or not old.chunks:
-            return True
-        if old.kind == "f" and len(old.chunks) != RECORD_SIZE and old.size > _bytes_of(old.chunks):
-            return False  # it goes on in further entries: read again rather than look ahead
         return all(layer not in self._dropped for _, layer, _, _ in RECORD.iter_unpack(old.chunks))
 
     def _forget(self, old: Entry) -> None:
@@ -396,6 +399,7 @@ class _Run:
         self._progress.files_done = self._files
 
     def _report(self, path: bytes, error: OSError) -> None:
+        self._errors_count += 1
         if len(self._errors) < _MOST_ERRORS:
             self._errors.append(PathError(shown(path), error.strerror or type(error).__name__))
 
@@ -416,7 +420,7 @@ class _Run:
             descriptor = Descriptor(layer.media_type, str(digest), layer.size)
             sent = self._put_blob(digest, layer.parts)
             layer.parts.clear()
-            self._fresh[layer.id] = (LayerRow(layer.id, str(digest), layer.tar_bytes, layer.tar_bytes), descriptor)
+            self._fresh[layer.id] = (LayerRow(layer.id, str(digest), layer.tar_bytes, layer.live_bytes), descriptor)
             self._notes.add(Note(descriptor, layer.tar_bytes, bytes(layer.records)))
             self._progress.advance(stored=sent)
         finally:
@@ -475,7 +479,7 @@ class _Run:
         for id_, (row, descriptor) in self._old.items():
             table[id_] = (LayerRow(id_, row.digest, row.tar_bytes, self._live[id_]), descriptor)
         for id_, (row, _) in table.items():
-            row.live_bytes = min(max(row.live_bytes + reused[id_], 0), row.tar_bytes)
+            row.live_bytes = max(row.live_bytes + reused[id_], 0)
         ordered = [table[id_] for id_ in sorted(table)]
         return [row for row, _ in ordered], _without_repeats([descriptor for _, descriptor in ordered])
 
@@ -503,6 +507,7 @@ class _Run:
 
     def _config(self) -> SnapshotConfig:
         packed: Packed = self._packer.packed
+        rules = self._options.rules
         name = self._source.name.name
         shown_name = shown(name)
         return SnapshotConfig(
@@ -525,12 +530,15 @@ class _Run:
                 files=self._files,
                 directories=self._folders,
                 others=self._others,
+                bare=self._bare + self._folders + self._others,
+                errors=self._errors_count,
                 bytes=self._bytes,
                 bytes_read=packed.bytes_read,
                 bytes_new=packed.bytes_new,
                 bytes_stored=self._stored,
                 seconds=round(time.monotonic() - self._began, 3),
             ),
+            left_out=LeftOut(list(rules.exclude), rules.caches, rules.one_file_system),
             errors=self._errors,
         )
 
@@ -548,7 +556,7 @@ class _Merge:
         self._matched: Entry | None = None
 
     def at(self, path: bytes) -> Entry | None:
-        """Give the parent's entry of a path. Unless ``rest_kept`` follows, it is forgotten."""
+        """Give the parent's entry of a path. Unless ``keep`` follows, it is forgotten."""
         self._drop_matched()
         entry = self._next
         if entry is None:
@@ -565,12 +573,15 @@ class _Merge:
         self._next = next(self._entries, None)
         return entry
 
-    def rest_kept(self) -> Iterator[Entry]:
-        """Keep the entry that ``at`` gave, and give those in which it goes on."""
+    def keep(self) -> list[Entry]:
+        """Keep the entry that ``at`` gave: gives it, and those in which it goes on."""
+        assert self._matched is not None  # noqa: S101 - at() gave it
+        kept = [self._matched]
         self._matched = None
         while self._next is not None and self._next.kind == "+":
-            yield self._next
+            kept.append(self._next)
             self._next = next(self._entries, None)
+        return kept
 
     def end(self) -> None:
         """Forget what is left."""
@@ -599,10 +610,6 @@ def _unchanged(old: Entry, status: os.stat_result, first: bytes | None) -> bool:
     return old.kind == kind and (kind != "f" or old.size == status.st_size)
 
 
-def _bytes_of(chunks: bytes) -> int:
-    return sum(where if layer == HOLE_LAYER else length for _, layer, where, length in RECORD.iter_unpack(chunks))
-
-
 def _single_file(path: bytes) -> Iterator[Found]:
     folder = open_root(os.path.dirname(path))
     name = os.path.basename(path)
@@ -612,6 +619,15 @@ def _single_file(path: bytes) -> Iterator[Found]:
         raise SourceError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
     finally:
         os.close(folder)
+
+
+def _after(parent: Snapshot | None) -> datetime:
+    """Give the time of the new snapshot: now, but never the same second as the one before it, for tags sort by time."""
+    now = datetime.now(UTC)
+    if parent is None:
+        return now
+    before = datetime.fromisoformat(parent.config.created)
+    return now if now.replace(microsecond=0) != before.replace(microsecond=0) else before + timedelta(seconds=1)
 
 
 def _digest_of(parts: list[bytes]) -> Digest:

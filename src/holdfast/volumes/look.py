@@ -7,11 +7,12 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
 from holdfast.archive import pages, tar
-from holdfast.archive.pack import member_header
+from holdfast.archive.pack import member_header, read_xattrs
 from holdfast.archive.scan import Rules, open_root, scan
 from holdfast.errors import NotFoundError, UsageError
 from holdfast.model.names import SourceName
@@ -19,7 +20,7 @@ from holdfast.model.snapshot import HOLE_LAYER, RECORD, Entry, sort_key
 from holdfast.storage.cache import Cache
 from holdfast.storage.store import Store
 from holdfast.volumes.contents import Contents, grouped
-from holdfast.volumes.snapshots import Snapshot, is_below, snapshot_tags, source_repositories
+from holdfast.volumes.snapshots import Snapshot, is_below, snapshot_tags, source_names
 
 Change = Literal["added", "removed", "modified", "metadata"]
 _FORMATS = {
@@ -71,8 +72,11 @@ def listing(snapshot: Snapshot, path: bytes = b"", *, deep: bool = False) -> Ite
             yield entry
 
 
-def differences(old: Iterator[Entry], new: Iterator[Entry]) -> Iterator[Difference]:
-    """Compare two streams of entries in index order, path by path. Memory: one file's entries of each."""
+def differences(old: Iterator[Entry], new: Iterator[Entry], *, live: bool = False) -> Iterator[Difference]:
+    """Compare two streams of entries in index order, path by path. Memory: one file's entries of each.
+
+    ``live`` says that the new ones have no chunks: then a file of the same size and time counts as the same.
+    """
     olds, news = grouped(old), grouped(new)
     a, b = next(olds, None), next(news, None)
     while a is not None or b is not None:
@@ -84,72 +88,65 @@ def differences(old: Iterator[Entry], new: Iterator[Entry]) -> Iterator[Differen
             yield Difference("added", b[0].path, b[0].kind, b[0].size)
             b = next(news, None)
         else:
-            change = _change(a, b)
+            change = _change(a, b, live=live)
             if change is not None:
                 yield Difference(change, b[0].path, b[0].kind, b[0].size)
             a, b = next(olds, None), next(news, None)
 
 
-def live_entries(source: bytes) -> Iterator[Entry]:
+def live_entries(source: bytes, rules: Rules) -> Iterator[Entry]:
     """Give a directory or file of this machine as entries without contents (``chunks`` empty)."""
     if not os.path.isdir(source):
         name = os.path.basename(source)
         try:
-            yield _live(name, os.stat(source, follow_symlinks=False), None)
+            yield _live(name, os.stat(source, follow_symlinks=False), source)
         except FileNotFoundError as error:
             raise NotFoundError(f"there is no {os.fsdecode(source)!r} to compare with") from error
         return
     root = open_root(source)
     links: dict[tuple[int, int], bytes] = {}
     try:
-        for found in scan(root, Rules(), lambda _path, _error: None):
+        for found in scan(root, rules, lambda _path, _error: None):
             status = found.status
             assert status is not None  # noqa: S101 - scan() was asked for it
-            first = None
+            first = found.path
             if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
                 first = links.setdefault((status.st_dev, status.st_ino), found.path)
-            target: bytes | None = None if first == found.path else first
-            if stat.S_ISLNK(status.st_mode) and target is None:
-                target = os.fsencode(os.readlink(found.name, dir_fd=found.folder))
-            yield _live(found.path, status, target, linked=first is not None and first != found.path)
+            place = os.fsencode(f"/proc/self/fd/{found.folder}/{found.name}")
+            with suppress(OSError):  # it vanished
+                yield _live(found.path, status, place, first)
     finally:
         os.close(root)
 
 
-def _live(path: bytes, status: os.stat_result, target: bytes | None, *, linked: bool = False) -> Entry:
-    kind = "h" if linked else _FORMATS.get(stat.S_IFMT(status.st_mode), "f")
+def _live(path: bytes, status: os.stat_result, place: bytes, first: bytes | None = None) -> Entry:
+    """Give the entry of what stands at ``place``; ``first`` is the path under which its file was found before."""
+    kind = _FORMATS.get(stat.S_IFMT(status.st_mode), "f")
+    target: bytes | list[int] | None = None
+    if first is not None and first != path:
+        kind, target = "h", first
+    elif kind == "l":
+        target = os.readlink(place)
+    elif kind in "cb":
+        target = list(tar.device_numbers(status.st_rdev))
+    size = status.st_size if kind == "f" else 0
+    mode, xattrs = stat.S_IMODE(status.st_mode), read_xattrs(os.fsdecode(place))
     return Entry(
-        path,
-        kind,
-        stat.S_IMODE(status.st_mode),
-        status.st_uid,
-        status.st_gid,
-        status.st_size if kind == "f" else 0,
-        status.st_mtime_ns,
-        0,
-        0,
-        target,
-        None,
-        b"",
+        path, kind, mode, status.st_uid, status.st_gid, size, status.st_mtime_ns, 0, status.st_ino, target, xattrs, b""
     )
 
 
-def _change(old: list[Entry], new: list[Entry]) -> Change | None:  # noqa: PLR0911 - one answer a line
+def _change(old: list[Entry], new: list[Entry], *, live: bool) -> Change | None:
     a, b = old[0], new[0]
-    live = not b.chunks and b.size > 0
     if a.kind != b.kind or a.size != b.size:
         return "modified"
-    if a.kind in "lh" and a.target != b.target:
-        return "modified"
-    if a.kind in "cb" and not live and a.target != b.target and b.target is not None:
+    if a.target != b.target:
         return "modified"
     if a.kind == "f" and (a.mtime_ns != b.mtime_ns if live else _names(old) != _names(new)):
         return "modified"
     if (a.mode, a.uid, a.gid, a.mtime_ns) != (b.mode, b.uid, b.gid, b.mtime_ns) and a.kind != "h":
         return "metadata"
-    if b.ctime_ns and a.xattrs != b.xattrs:
-        return "metadata"
-    return None
+    return "metadata" if a.xattrs != b.xattrs and a.kind != "h" else None
 
 
 def _names(entries: list[Entry]) -> list[tuple[bytes, int]]:
@@ -167,21 +164,15 @@ def find(store: Store, cache: Cache, pattern: str, name: SourceName | None = Non
     snapshots share is searched once.
     """
     matches = _matcher(pattern)
-    for source in [name] if name is not None else _sources(store):
+    for source in [name] if name is not None else source_names(store):
         versions: dict[tuple[bytes, str, int, int], Version] = {}
         searched: dict[bytes, list[Entry]] = {}
-        try:
-            tags = snapshot_tags(store, source)
-        except NotFoundError:
-            if name is not None:
-                raise
-            continue  # a first backup that never came to its end
-        for tag in reversed(tags):
+        for tag in reversed(snapshot_tags(store, source)):
             try:
                 digest = store.resolve(source.repository, tag)
             except NotFoundError:
                 continue  # a backup was killed between the tag's two links
-            snapshot = Snapshot(store, cache, source.repository, tag, digest)
+            snapshot = Snapshot(store, cache, source.repository, digest)
             for row in snapshot.header.pages:
                 if row.blake3 not in searched:
                     entries = pages.decode_page(snapshot.page(row), row.blake3)
@@ -193,16 +184,11 @@ def find(store: Store, cache: Cache, pattern: str, name: SourceName | None = Non
         yield from sorted(versions.values(), key=lambda version: (sort_key(version.path), -version.mtime_ns))
 
 
-def _sources(store: Store) -> list[SourceName]:
-    found = (SourceName.of_repository(repository) for repository in source_repositories(store))
-    return [source for source in found if source is not None]
-
-
 def _matcher(pattern: str) -> Callable[[bytes], object]:
-    match = re.compile(fnmatch.translate(pattern).encode("utf-8", "surrogateescape"), re.DOTALL).match
+    match = re.compile(fnmatch.translate(pattern), re.DOTALL).match
     if "/" in pattern:
-        return match
-    return lambda path: match(path.rpartition(b"/")[2])
+        return lambda path: match(os.fsdecode(path))
+    return lambda path: match(os.fsdecode(path.rpartition(b"/")[2]))
 
 
 def dump(snapshot: Snapshot, path: bytes) -> Iterator[bytes | memoryview]:

@@ -28,6 +28,7 @@ from holdfast.archive.extract import (
     target_error,
     temporary_name,
 )
+from holdfast.archive.scan import is_cache, matcher
 from holdfast.errors import BusyError, DamageError, UsageError
 from holdfast.model.snapshot import HOLE_LAYER, RECORD, RECORD_SIZE, Entry, PathError, shown
 from holdfast.progress import Progress
@@ -49,7 +50,8 @@ class Options:
     """How to restore.
 
     ``paths`` are relative to the source's root, empty for all of it. ``spare`` are directories of this machine that are
-    not removed with what the snapshot does not have: the store's own, when it lies in the target.
+    not removed with what the snapshot does not have: the store's own, when it lies in the target. Nor is ever removed
+    what the backup left out by rule or could not read, a socket, or what another file system holds.
     """
 
     target: bytes | None = None
@@ -185,7 +187,15 @@ class _Run:
         self._mode = mode
         self._target = target
         self._dry = options.dry_run
-        self._spared = [os.path.realpath(path) for path in options.spare]
+        self._own = [os.path.realpath(path) for path in options.spare]
+        config = snapshot.config
+        self._left_out = config.left_out
+        self._is_excluded = matcher(tuple(config.left_out.exclude))
+        self._unread = {failed.path for failed in config.errors}
+        if config.counts.errors > len(config.errors):
+            # Not even the names of all that could not be read are known: then nothing can be told to be surplus.
+            self._mode = "merge"
+            progress.warn("the backup could not read so many paths that nothing is deleted")
         self._progress = progress
         self._tree = Tree(root, progress.warn)
         self._contents = Contents(snapshot)
@@ -288,7 +298,8 @@ class _Run:
     def _surplus_names(self, path: bytes) -> set[bytes]:
         """List an existing directory: in ``replace``, what is left of it in the end goes; else our own leftovers."""
         names = self._tree.names(path)
-        return names if self._mode == "replace" else set(filter(is_temporary, names))
+        spares_all = self._mode == "merge" or (self._left_out.caches and is_cache(self._tree.folder(path)))
+        return set(filter(is_temporary, names)) if spares_all else names
 
     def _plan_file(self, group: list[Entry], status: os.stat_result | None, *, in_new_folder: bool) -> None:
         entry = group[0]
@@ -424,11 +435,20 @@ class _Run:
             folder = self._stack.pop()
             for name in sorted(folder.extras or ()):
                 surplus = _join(folder.path, name)
-                if any(is_below(spared, _join(self._target, surplus)) for spared in self._spared):
+                if not is_temporary(name) and self._is_spared(surplus):
                     continue
                 self._surplus.append(surplus)
                 if not is_temporary(name):
                     self._result.deleted.append(shown(surplus))
+
+    def _is_spared(self, path: bytes) -> bool:
+        """Whether a path that the snapshot does not have was never meant to be in it, and so is not removed."""
+        status = self._tree.status(path)
+        if status is None or stat.S_ISSOCK(status.st_mode) or status.st_dev != self._tree.device:
+            return True
+        if any(is_below(own, _join(self._target, path)) for own in self._own) or shown(path) in self._unread:
+            return True
+        return self._is_excluded(path, stat.S_ISDIR(status.st_mode))
 
     def _enter_ancestors(self, path: bytes) -> None:
         """Come to the directory of a wanted path: make what is missing on the way as the snapshot has it.

@@ -40,31 +40,34 @@ _NAME_SIZE = 32  # of a BLAKE3-256
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One snapshot of a listing."""
+    """One snapshot of a listing. Of a damaged one there is no config, but what is wrong with it."""
 
     name: SourceName
     tag: Tag
-    digest: Digest
-    config: SnapshotConfig
+    digest: Digest | None
+    config: SnapshotConfig | None
+    damage: str | None = None
 
 
 class Snapshot:
     """One snapshot, opened. Entries are read page by page; nothing is trusted before its hash was compared."""
 
-    def __init__(self, store: Store, cache: Cache, repository: Repository, tag: Tag, digest: Digest) -> None:
-        """Read manifest, config and the header of the index.
+    def __init__(
+        self, store: Store, cache: Cache, repository: Repository, digest: Digest, tag: Tag | None = None
+    ) -> None:
+        """Read manifest, config and the header of the index. Without ``tag``, its own is told from its time and digest.
 
         :raises DamageError: one of them is missing or altered.
         """
         self.store = store
         self.repository = repository
-        self.tag = tag
         self.digest = digest
         self._cache = cache
         self.manifest = store.read_manifest(repository, digest)
         if self.manifest.artifact_type != ARTIFACT_TYPE:
-            raise NotFoundError(f"{repository}:{tag} in {store} is no snapshot")
+            raise NotFoundError(f"{digest} of {repository} in {store} is no snapshot")
         self.config = _read_config(store, self.manifest)
+        self.tag = tag or _tag_of(self.config, digest)
         self.header = self._read_header()
         self.layers = self._layer_rows()
 
@@ -169,9 +172,9 @@ class Snapshot:
         data = self._cache.get(name.hex())
         if data is None or pages.page_name(data) != name:
             blob = layers[0].parsed()
-            frame = self.store.read_blob_range(blob, pages.PREFIX_SIZE, length)
+            head = self.store.read_blob_range(blob, 0, self._pages_start)
             try:
-                data = pages.decode_header(frame, name)
+                data = pages.decode_header(head, name)
             except DamageError as error:
                 raise DamageError(f"index blob {blob}: {error}") from error
             self._cache.put(name.hex(), data)
@@ -214,6 +217,14 @@ def _header_annotation(descriptor: Descriptor) -> tuple[int, bytes]:
     return parsed
 
 
+def _tag_of(config: SnapshotConfig, digest: Digest) -> Tag:
+    """Give a snapshot's own tag, whichever it was opened by."""
+    try:
+        return Tag.of_snapshot(datetime.fromisoformat(config.created), digest.hex)
+    except ValueError as error:
+        raise DamageError(f"the config of snapshot {digest} has no time: {config.created[:100]!r}") from error
+
+
 def _read_config(store: Store, manifest: Manifest) -> SnapshotConfig:
     digest = manifest.config.parsed()
     try:
@@ -252,7 +263,8 @@ def open_snapshot(
         found = _first_there(store, repository, snapshot_tags(store, name)[::-1])
     if found is None:
         raise NotFoundError(f"{repository} has no tag {candidates[0]} in {store}", hint=_names_hint(store))
-    return Snapshot(store, cache, repository, *found)
+    chosen, digest = found
+    return Snapshot(store, cache, repository, digest, None if chosen == LATEST else chosen)
 
 
 def _first_there(store: Store, repository: Repository, tags: list[Tag]) -> tuple[Tag, Digest] | None:
@@ -264,7 +276,9 @@ def _first_there(store: Store, repository: Repository, tags: list[Tag]) -> tuple
 
 
 def list_snapshots(store: Store, name: SourceName | None = None) -> Iterator[Listed]:
-    """List a source's snapshots, oldest first, or those of every source. Reads manifests and configs, in parallel.
+    """List the snapshots of a source, or of every one, those of each oldest first. Reads configs, in parallel.
+
+    A damaged snapshot is listed as damaged; it does not hide the others.
 
     :raises NotFoundError: the source named has none.
     """
@@ -284,16 +298,34 @@ def list_snapshots(store: Store, name: SourceName | None = None) -> Iterator[Lis
 
 
 def _listed(store: Store, repository: Repository, tag: Tag) -> Listed | None:
-    found = _first_there(store, repository, [tag])
-    if found is None:
-        return None
-    config = _read_config(store, store.read_manifest(repository, found[1]))
-    return Listed(SourceName(config.source.name_bytes), tag, found[1], config)
+    digest = None
+    try:
+        found = _first_there(store, repository, [tag])
+        if found is None:
+            return None
+        digest = found[1]
+        config = _read_config(store, store.read_manifest(repository, digest))
+    except DamageError as error:
+        name = SourceName.of_repository(repository) or SourceName(repository.name.encode())
+        return Listed(name, tag, digest, None, str(error))
+    return Listed(SourceName(config.source.name_bytes), tag, digest, config)
 
 
 def source_repositories(store: Store) -> list[Repository]:
     """List the repositories that hold snapshots of paths and volumes."""
     return [repository for below in ("paths", "volumes") for repository in store.repositories(below)]
+
+
+def source_names(store: Store) -> Iterator[SourceName]:
+    """Give the names of all sources that have snapshots; one that is too long to be a repository's from a config."""
+    for repository in source_repositories(store):
+        tags = [tag for tag in store.tags(repository) if tag.snapshot_time() is not None]
+        name = SourceName.of_repository(repository)
+        if name is None:
+            listed = (_listed(store, repository, tag) for tag in reversed(tags))
+            name = next((found.name for found in listed if found is not None and found.config is not None), None)
+        if tags and name is not None:
+            yield name
 
 
 def _names_hint(store: Store) -> str:

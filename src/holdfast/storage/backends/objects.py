@@ -38,6 +38,8 @@ _RETRIES: Any = {
 }
 _TIMEOUTS = {"connect_timeout": "5s", "read_timeout": "60s", "timeout": "600s"}
 
+_AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn")
+
 _memory_stores: dict[str, Any] = {}
 _memory_lock = threading.Lock()
 
@@ -156,6 +158,8 @@ class ObjectBucket(Bucket):
             raise self._unlisted(error) if listing else self._unavailable(key, error) from error
 
     def _denied(self) -> AccessDenied:
+        if self.url.flag("anonymous", default=False):
+            return AccessDenied(f"{self.url} is not open to everybody", hint="leave anonymous=true out of the URL")
         return AccessDenied(
             f"the object store refused access to {self.url}",
             hint="check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, profile or role), "
@@ -228,6 +232,9 @@ class _S3Access:
             settings["credential_provider"] = self._credentials()
         path_style = self._url.flag("path_style", default=bool(self.endpoint))
         settings["virtual_hosted_style_request"] = not path_style
+        if self.endpoint and not path_style:  # obstore wants the bucket in the host's name then
+            scheme, _, host = self.endpoint.partition("://")
+            settings["endpoint"] = f"{scheme}://{self._url.bucket}.{host}"
         return obstore.store.S3Store(
             self._url.bucket,
             client_options=client,
@@ -241,7 +248,15 @@ class _S3Access:
         settings = {}
         if self.region not in (None, "us-east-1"):
             settings["CreateBucketConfiguration"] = {"LocationConstraint": self.region}
-        client = self._session().client("s3", region_name=self.region or "us-east-1", endpoint_url=self.endpoint)
+        old = None if self._session().get_credentials() else _old_environment_keys()
+        keys = (
+            {"aws_access_key_id": old["access_key_id"], "aws_secret_access_key": old["secret_access_key"]}
+            if old
+            else {}
+        )
+        client = self._session().client(
+            "s3", region_name=self.region or "us-east-1", endpoint_url=self.endpoint, **keys
+        )
         try:
             client.create_bucket(Bucket=self._url.bucket, **settings)
         except client.exceptions.BucketAlreadyOwnedByYou:
@@ -292,8 +307,8 @@ class _S3Access:
         session = self._session()
         if what == "region":
             return session.region_name  # type: ignore[no-any-return]
-        configured = session._session.get_config_variable("endpoint_url")  # noqa: SLF001 - boto3 offers no other way
-        return configured if isinstance(configured, str) else None
+        found = str(session.client("s3", region_name=self.region or "us-east-1").meta.endpoint_url)
+        return None if found.endswith(_AWS_DOMAINS) else found
 
 
 def _environment_keys() -> dict[str, Any] | None:
