@@ -1,5 +1,4 @@
 """Trees of files for the tests: made with everything a file system can hold, and taken apart to the last attribute."""
-# ruff: noqa: PTH102, PTH103, PTH120, PTH123, PTH211 - paths are bytes and descriptors here, and pathlib knows neither
 
 from __future__ import annotations
 
@@ -199,7 +198,7 @@ def make_rich(root: Path) -> Path:  # one of everything, in a row
     if IS_ROOT:
         _privileged(root / "root")
     with socket.socket(socket.AF_UNIX) as listener:  # left out
-        here = os.getcwd()  # noqa: PTH109 - a socket's path must be short
+        here = os.getcwd()  # a socket's path must be short
         try:
             os.chdir(root)
             listener.bind("socket")

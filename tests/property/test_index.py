@@ -119,7 +119,7 @@ def test_an_index_in_a_store_gives_its_entries_back(seed, tiny):
 
 
 @settings(max_examples=25)
-@given(st.integers(0, 2**32), st.integers(0, 3_000_000), st.lists(st.integers(1, 700_000), min_size=1, max_size=20))
+@given(st.integers(0, 2**32), st.integers(0, 3_000_000), st.lists(st.integers(5_000, 700_000), min_size=1, max_size=20))
 def test_chunks_put_together_are_the_file_however_it_is_fed(seed, size, steps):
     data = random.Random(seed).randbytes(size)
 
