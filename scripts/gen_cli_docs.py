@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,8 +40,16 @@ def _section(path: tuple[str, ...]) -> str:
     result = CliRunner().invoke(app, [*path, "--help"], prog_name="holdfast", terminal_width=WIDTH)
     if result.exit_code:
         sys.exit(f"holdfast {' '.join(path)} --help failed: {result.output}")
-    text = "\n".join(line.rstrip() for line in result.output.strip().splitlines())
+    text = "\n".join(_readable(line).rstrip() for line in result.output.strip().splitlines())
     return f"\n## {' '.join(('holdfast', *path))}\n\n```text\n{text}\n```\n"
+
+
+def _readable(line: str) -> str:
+    """Write arguments as manuals do: typer wraps a metavar once more, and tells each one's type."""
+    if line.startswith("Usage: "):
+        line = re.sub(r"\{([A-Z@\[\]]+)\}", r"\1", line)
+        return re.sub(r"\[\[([A-Z@]+)\]\]", r"[\1]", line)
+    return re.sub(r"(?<=^  )(\S+)( <(?:str|list\[str\])>)", lambda found: found[1] + " " * len(found[2]), line)
 
 
 def main() -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from holdfast.model.names import SourceName
 from holdfast.model.urls import BucketUrl
-from holdfast.storage.bucket import Bucket, open_bucket
+from holdfast.storage.backends import open_bucket
+from holdfast.storage.bucket import Bucket
 from holdfast.storage.cache import Cache
 from holdfast.storage.store import Store
 from holdfast.volumes import backup, restore

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 from blake3 import blake3
 
+from backups import Rig
 from holdfast.archive import pages, tar, zstd
 from holdfast.model.digest import Digest
 from holdfast.model.names import LATEST, SourceName, Tag
@@ -32,8 +33,6 @@ from holdfast.model.snapshot import (
 )
 from holdfast.storage.store import Store
 from holdfast.volumes.snapshots import Snapshot
-
-from backups import Rig
 
 TAG = Tag("20261120T060501Z-3fa9c1")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from holdfast.archive import frames
 from holdfast.model.names import LATEST, SourceName
 from holdfast.model.urls import BucketUrl
-from holdfast.storage.bucket import open_bucket
+from holdfast.storage.backends import open_bucket
 from holdfast.storage.cache import Cache
 from holdfast.storage.store import Store
 from holdfast.volumes import backup, restore

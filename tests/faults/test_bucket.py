@@ -10,13 +10,11 @@ from datetime import timedelta
 
 import pytest
 
-from holdfast.errors import AccessDenied, DamageError, HoldfastError, NotFoundError, ObjectNotFound, Unavailable
-from holdfast.model.urls import BucketUrl
-from holdfast.storage.backends import objects
-from holdfast.storage.bucket import open_bucket
-
 from backups import Rig, leftovers, memory_bucket, state
 from faulty import FaultyBucket
+from holdfast.errors import AccessDenied, DamageError, HoldfastError, NotFoundError, ObjectNotFound, Unavailable
+from holdfast.model.urls import BucketUrl
+from holdfast.storage.backends import objects, open_bucket
 from servers import free_ports
 
 
@@ -135,9 +133,9 @@ def test_damage_in_s3_is_damage(rig, s3_bucket):
     there.backup()
     snapshot = there.open()
     (digest, *_) = [row.digest for row, _ in snapshot.layers.values()]
-    key = [one.key for one in there.bucket.objects("docker/registry/v2/blobs") if digest.partition(":")[2] in one.key][
-        0
-    ]
+    key = next(
+        one.key for one in there.bucket.objects("docker/registry/v2/blobs") if digest.partition(":")[2] in one.key
+    )
     whole = there.bucket.get(key, limit=1 << 30)
     for data in (whole[: len(whole) // 2], whole[:10], b""):
         there.bucket.put(key, data)

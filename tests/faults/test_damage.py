@@ -7,7 +7,7 @@ import pytest
 
 from backups import Rig, contents, leftovers, state
 from faulty import blob_key, read
-from holdfast.archive import frames, pack, pages
+from holdfast.archive import frames, metadata, pages
 from holdfast.errors import DamageError, exit_code
 from holdfast.model.digest import Digest
 from holdfast.model.snapshot import INDEX_HEADER
@@ -109,7 +109,7 @@ def test_a_damaged_layer_costs_its_own_files_and_nothing_else(rig, damage):
 
 @damages
 def test_dump_of_a_damaged_file_gives_no_wrong_byte(rig, damage):
-    snapshot, layers = _blobs(rig)
+    _snapshot, layers = _blobs(rig)
     for digest in layers:
         _damage(rig, blob_key(digest), damage)
     whole = (rig.source / "big").read_bytes()
@@ -185,7 +185,7 @@ def test_every_part_of_an_index_is_checked(rig):
 
 
 def test_the_cache_alone_does_not_hide_a_lost_layer(rig):
-    snapshot, layers = _blobs(rig)
+    _snapshot, layers = _blobs(rig)
     rig.bucket.delete(blob_key(layers[0]))
 
     _fails(rig, rig.new_target())
@@ -251,7 +251,7 @@ def test_a_backup_after_an_alteration_of_the_parent_just_works(rig, what, damage
 
 def test_a_chain_whose_older_index_is_lost_is_written_anew(rig, monkeypatch):
     """The newest index is whole, but takes pages from one that is gone."""
-    monkeypatch.setattr(pack, "time_ns", lambda: time.time_ns() + 10**10)  # nothing counts as changed just now
+    monkeypatch.setattr(metadata, "time_ns", lambda: time.time_ns() + 10**10)  # nothing counts as changed just now
     rig.backup()
     (rig.source / "c" / "5").write_bytes(b"changed")
     rig.backup()
@@ -268,7 +268,7 @@ def test_a_chain_whose_older_index_is_lost_is_written_anew(rig, monkeypatch):
 
 
 def test_two_layers_swapped_are_noticed(rig):
-    snapshot, layers = _blobs(rig)
+    _snapshot, layers = _blobs(rig)
     one, other = read(rig.bucket, blob_key(layers[0])), read(rig.bucket, blob_key(layers[1]))
     rig.bucket.put(blob_key(layers[0]), other)
     rig.bucket.put(blob_key(layers[1]), one)

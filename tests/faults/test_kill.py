@@ -14,7 +14,7 @@ import pytest
 from backups import Rig, contents, leftovers, state
 from holdfast.errors import BusyError, exit_code
 from holdfast.model.urls import BucketUrl
-from holdfast.storage.bucket import open_bucket
+from holdfast.storage.backends import open_bucket
 from holdfast.storage.store import Store
 from holdfast.volumes.snapshots import list_snapshots
 

@@ -172,14 +172,14 @@ def test_a_file_that_vanishes_is_passed_over(rig, monkeypatch, name, again):
 
 
 def test_a_file_that_vanishes_between_looking_and_opening_is_passed_over(rig, monkeypatch):
-    real = pack.Packer._open  # noqa: SLF001
+    real = pack.Packer._file  # noqa: SLF001
 
-    def vanish(self, name, folder):
-        if name == "b":
+    def vanish(self, found):
+        if found.name == "b":
             (rig.source / "b").unlink()
-        return real(self, name, folder)
+        return real(self, found)
 
-    monkeypatch.setattr(pack.Packer, "_open", vanish)
+    monkeypatch.setattr(pack.Packer, "_file", vanish)
     done = rig.backup()
     monkeypatch.undo()
 

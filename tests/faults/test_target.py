@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from backups import Rig, contents, leftovers, state
 from holdfast.archive.extract import Tree
 from holdfast.errors import HoldfastError, NoSpaceError, TargetError, Unavailable
 from holdfast.model.urls import BucketUrl
-from holdfast.storage.bucket import open_bucket
-
-from backups import Rig, contents, leftovers, state
+from holdfast.storage.backends import open_bucket
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from holdfast.model.digest import Digest
 from holdfast.model.names import Repository, Tag
 from holdfast.model.oci import MANIFEST_TYPE
 from holdfast.model.urls import BucketUrl
-from holdfast.storage.bucket import open_bucket
+from holdfast.storage.backends import open_bucket
 from holdfast.storage.store import Store
 from trees import KIB, MIB, assert_same, fingerprint, make_rich, random_bytes, rewrite, write
 

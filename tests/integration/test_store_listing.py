@@ -9,7 +9,7 @@ from commandline import Holdfast
 from holdfast.model.digest import Digest
 from holdfast.model.names import LATEST, Repository, Tag
 from holdfast.model.urls import BucketUrl
-from holdfast.storage.bucket import open_bucket
+from holdfast.storage.backends import open_bucket
 from holdfast.storage.store import Store
 from trees import write
 

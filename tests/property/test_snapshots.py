@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from backups import Rig, leftovers, state
-from holdfast.archive import chunks, frames, pack, pages
+from holdfast.archive import chunks, frames, longfile, pack, pages
 from holdfast.model.snapshot import HOLE_LAYER, RECORD, weight
-from holdfast.volumes import backup, restore
+from holdfast.volumes import parent, restore
 from holdfast.volumes.snapshots import Snapshot
 
 NAMES = [b"a", b"b", b"c.d", b"sp ace", b"caf\xe9", b"line\nfeed", b"z" * 60]
@@ -27,16 +27,16 @@ def shrink(patch):
     patch.setattr(chunks, "AVERAGE_CHUNK", 1024)
     patch.setattr(chunks, "MAX_CHUNK", 4096)
     patch.setattr(pack, "SMALL_FILE", 4096)
-    patch.setattr(pack, "RUN_BYTES", 8192)
-    patch.setattr(pack, "MOST_CHUNKS", 6)
-    patch.setattr(pack, "_FEWEST_CHUNKS", 2)
+    patch.setattr(longfile, "RUN_BYTES", 8192)
+    patch.setattr(longfile, "MOST_CHUNKS", 6)
+    patch.setattr(longfile, "_FEWEST_CHUNKS", 2)
     patch.setattr(frames, "LAYER_BYTES", 32 * 1024)
     patch.setattr(frames, "_FRAME_FULL", 12 * 1024)
     patch.setattr(pages, "_ENTRIES_A_PAGE", 3)
     patch.setattr(pages, "_CONTINUATIONS_A_PAGE", 2)
     patch.setattr(pages, "BLOB_BYTES", 1500)
     patch.setattr(pages, "MOST_BLOBS", 6)
-    patch.setattr(backup, "_SMALL_LAYERS", 5)
+    patch.setattr(parent, "_SMALL_LAYERS", 5)
 
 
 class Snapshots(RuleBasedStateMachine):
@@ -245,7 +245,7 @@ def test_what_is_stored_stays_near_what_is_used(tmp_path, seed):
     rng = random.Random(seed)
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch)
-        patch.setattr(backup, "_SMALL_LAYERS", 1024)
+        patch.setattr(parent, "_SMALL_LAYERS", 1024)
         rig = Rig(tmp_path)
         for number in range(40):
             (rig.source / str(number)).write_bytes(rng.randbytes(6_000))

@@ -4,13 +4,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from backups import Rig, state
-from holdfast.archive import pack
+from holdfast.archive import metadata
 from holdfast.archive.frames import LAYER_BYTES
 from holdfast.errors import NotFoundError, SourceError
 from holdfast.model.names import SourceName
 from holdfast.model.snapshot import Entry, LayerRow
 from holdfast.progress import Progress
-from holdfast.volumes.backup import Source, _Merge, layers_to_drop
+from holdfast.volumes.backup import Source
+from holdfast.volumes.parent import Merge, layers_to_drop
 
 
 def _row(id_, tar_bytes, live_bytes):
@@ -72,7 +73,7 @@ def _entries(*paths):
 class Merged:
     def __init__(self, *paths):
         self.forgotten = []
-        self.merge = _Merge(iter(_entries(*paths)), lambda old: self.forgotten.append((old.path, old.kind)))
+        self.merge = Merge(iter(_entries(*paths)), lambda old: self.forgotten.append((old.path, old.kind)))
 
 
 def test_a_merge_forgets_what_is_gone():
@@ -115,8 +116,8 @@ def test_a_merge_goes_by_the_walks_order():
 
 def _entry(ctime_ns, monkeypatch, now_ns):
     status = os.stat_result((0o100644, 1, 1, 1, 0, 0, 5, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0, ctime_ns))
-    monkeypatch.setattr(pack, "time_ns", lambda: now_ns)
-    return pack._entry(b"a", "f", status)  # noqa: SLF001
+    monkeypatch.setattr(metadata, "time_ns", lambda: now_ns)
+    return metadata.entry_of(b"a", "f", status)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_a_file_rewritten_within_one_tick_is_backed_up_again(tmp_path, monkeypat
     rig = Rig(tmp_path)
     (rig.source / "a").write_bytes(b"first")
     stamp = (rig.source / "a").stat()
-    monkeypatch.setattr(pack, "time_ns", lambda: stamp.st_ctime_ns + 1_000_000)
+    monkeypatch.setattr(metadata, "time_ns", lambda: stamp.st_ctime_ns + 1_000_000)
     rig.backup()
 
     (rig.source / "a").write_bytes(b"other")
@@ -156,7 +157,7 @@ def test_a_file_rewritten_within_one_tick_is_backed_up_again(tmp_path, monkeypat
 def test_an_unchanged_file_is_not_read_again(tmp_path, monkeypatch):
     rig = Rig(tmp_path)
     (rig.source / "a").write_bytes(b"kelp")
-    monkeypatch.setattr(pack, "time_ns", lambda: (rig.source / "a").stat().st_ctime_ns + 10_000_000_000)
+    monkeypatch.setattr(metadata, "time_ns", lambda: (rig.source / "a").stat().st_ctime_ns + 10_000_000_000)
     assert rig.backup().config.counts.bytes_read == 4
 
     assert rig.backup().config.counts.bytes_read == 0
@@ -167,11 +168,11 @@ def test_an_unchanged_file_is_not_read_again(tmp_path, monkeypatch):
 def test_known_bytes_make_no_new_layer(tmp_path, monkeypatch):
     rig = Rig(tmp_path)
     (rig.source / "a").write_bytes(b"kelp" * 1000)
-    monkeypatch.setattr(pack, "time_ns", lambda: (rig.source / "a").stat().st_ctime_ns + 10_000_000_000)
+    monkeypatch.setattr(metadata, "time_ns", lambda: (rig.source / "a").stat().st_ctime_ns + 10_000_000_000)
     rig.backup()
-    layers = {id_ for id_ in rig.open().layers}
+    layers = set(rig.open().layers)
     os.utime(rig.source / "a", ns=(1, 1))
-    monkeypatch.setattr(pack, "time_ns", lambda: (rig.source / "a").stat().st_ctime_ns + 10_000_000_000)
+    monkeypatch.setattr(metadata, "time_ns", lambda: (rig.source / "a").stat().st_ctime_ns + 10_000_000_000)
 
     done = rig.backup()
 
@@ -216,7 +217,7 @@ def test_another_hosts_snapshot_earns_a_warning(tmp_path, monkeypatch):
     rig = Rig(tmp_path)
     (rig.source / "a").write_bytes(b"kelp")
     monkeypatch.setattr("platform.node", lambda: "elsewhere")
-    monkeypatch.setattr("holdfast.volumes.backup._machine_id", lambda: "another")
+    monkeypatch.setattr("holdfast.volumes.backup.machine_id", lambda: "another")
     rig.backup()
     monkeypatch.undo()
     progress = Progress()

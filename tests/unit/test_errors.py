@@ -4,8 +4,8 @@ import pytest
 from holdfast import errors
 from holdfast.errors import EXIT_CODES, HTTP_STATUS, DamageError, HoldfastError, exit_code
 from holdfast.model.urls import BucketUrl
+from holdfast.storage.backends import open_bucket
 from holdfast.storage.backends.objects import ObjectBucket
-from holdfast.storage.bucket import open_bucket
 
 
 def _tree(cls):

@@ -13,7 +13,7 @@ from holdfast.errors import (
 from holdfast.model.digest import Digest
 from holdfast.model.names import Repository, Tag
 from holdfast.model.urls import BucketUrl
-from holdfast.storage.bucket import open_bucket
+from holdfast.storage.backends import open_bucket
 from holdfast.storage.store import Store
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from holdfast.archive.pack import read_xattrs
+from holdfast.archive.metadata import read_xattrs
 from holdfast.errors import NoSpaceError, TargetError
 from holdfast.model.snapshot import Entry, shown
 

@@ -18,7 +18,6 @@ from blake3 import blake3
 from holdfast.archive import zstd
 from holdfast.errors import DamageError
 from holdfast.model.snapshot import (
-    KINDS,
     RECORD_SIZE,
     Entry,
     IndexHeader,
@@ -26,6 +25,7 @@ from holdfast.model.snapshot import (
     LayerRow,
     PageRow,
     is_safe,
+    is_sound,
     shown,
     sort_key,
 )
@@ -41,6 +41,7 @@ _ENTRIES_A_PAGE = 128
 _CONTINUATIONS_A_PAGE = 8
 _ENTRY_OVERHEAD = 80
 _LEVEL = 3
+_PLAIN_KINDS = frozenset("fd+")
 
 _encoder = msgspec.msgpack.Encoder()
 _page_decoder = msgspec.msgpack.Decoder(list[Entry])
@@ -247,7 +248,9 @@ def decode_page(data: bytes, name: bytes) -> list[Entry]:
     for entry in entries:
         if not is_safe(entry.path):
             raise DamageError(f"the index holds a path that leads outside: {shown(entry.path)!r}")
-        if entry.kind not in KINDS or len(entry.chunks) % RECORD_SIZE or entry.size < 0:
+        if entry.kind not in _PLAIN_KINDS or entry.xattrs or len(entry.chunks) % RECORD_SIZE:
+            if is_sound(entry):
+                continue
             raise DamageError(f"the index is malformed at {shown(entry.path)!r}")
     return entries
 

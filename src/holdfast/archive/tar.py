@@ -10,6 +10,8 @@ import os
 import struct
 from zlib import adler32
 
+from holdfast.model.snapshot import Entry
+
 BLOCK = 512
 END = bytes(2 * BLOCK)
 _ZEROS = bytes(BLOCK)
@@ -90,6 +92,26 @@ def header(  # noqa: PLR0913, PLR0917 - the fields of a tar header
         mtime if 0 <= mtime <= _LARGEST_SIZE else 0,
         target[:100],
         device,
+    )
+
+
+def member_header(entry: Entry, *, part: bytes | None = None, size: int | None = None) -> bytes:
+    """Give the tar header of an entry, or of a part of its contents."""
+    kind, target, xattrs = entry.kind, entry.target, entry.xattrs
+    name = part or entry.path or b"."
+    if kind == "d":
+        name += b"/"
+    return header(
+        name,
+        kind,
+        entry.mode,
+        entry.uid,
+        entry.gid,
+        (entry.size if size is None else size) if kind == "f" else 0,
+        entry.mtime_ns,
+        target if isinstance(target, bytes) else b"",
+        (target[0], target[1]) if isinstance(target, list) else (0, 0),
+        None if part is not None else xattrs,
     )
 
 

@@ -430,7 +430,7 @@ def dump(
 
 
 def _open(settings: Settings) -> tuple[Store, Cache]:
-    from holdfast.storage.bucket import open_bucket
+    from holdfast.storage.backends import open_bucket
     from holdfast.storage.cache import Cache
     from holdfast.storage.store import Store
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import struct
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -37,6 +37,11 @@ KINDS = frozenset("fdlhcbp+")
 _UNSAFE = re.compile(rb"\0|(?:\A|/)\.{0,2}(?:/|\Z)")
 
 
+_LARGEST_ID = 0xFFFFFFFF
+_LARGEST_INT = (1 << 63) - 1
+_DEVICE = 2  # major and minor
+
+
 class Entry(msgspec.Struct, array_like=True, gc=False):
     """One path of a snapshot.
 
@@ -49,10 +54,10 @@ class Entry(msgspec.Struct, array_like=True, gc=False):
 
     path: bytes
     kind: str
-    mode: int
-    uid: int
-    gid: int
-    size: int
+    mode: Annotated[int, msgspec.Meta(ge=0, le=0o7777)]
+    uid: Annotated[int, msgspec.Meta(ge=0, le=_LARGEST_ID)]
+    gid: Annotated[int, msgspec.Meta(ge=0, le=_LARGEST_ID)]
+    size: Annotated[int, msgspec.Meta(ge=0, le=_LARGEST_INT)]
     mtime_ns: int
     ctime_ns: int
     inode: int
@@ -204,6 +209,22 @@ def sort_key(path: bytes) -> bytes:
 def is_safe(path: bytes) -> bool:
     """Whether a path of an index stays below the root: relative, no NUL, no empty, ``.`` or ``..`` component."""
     return not path or _UNSAFE.search(path) is None
+
+
+def is_sound(entry: Entry) -> bool:
+    """Whether what an entry points at, its attributes' names and its chunks can be those of a path of its kind."""
+    kind, target = entry.kind, entry.target
+    if kind not in KINDS or len(entry.chunks) % RECORD_SIZE:
+        return False
+    if entry.xattrs and any(not name or b"\0" in name for name, _ in entry.xattrs):
+        return False
+    if kind == "h":
+        return isinstance(target, bytes) and bool(target) and is_safe(target)
+    if kind == "l":
+        return isinstance(target, bytes) and bool(target) and b"\0" not in target
+    if kind in "cb":
+        return isinstance(target, list) and len(target) == _DEVICE and all(0 <= part <= _LARGEST_ID for part in target)
+    return True
 
 
 def shown(path: bytes) -> str:

@@ -12,20 +12,16 @@ import os
 import platform
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from threading import Condition
 from typing import Literal
 
 import msgspec
 
-from holdfast.archive import tar
 from holdfast.archive.chunks import CHUNKER, ChunkMap
 from holdfast.archive.frames import LAYER_BYTES, Layer, LayerWriter, layer_target
-from holdfast.archive.pack import Packed, Packer, Vanished
+from holdfast.archive.pack import Packer, Vanished
 from holdfast.archive.pages import IndexBlob, IndexWriter
 from holdfast.archive.scan import Found, Rules, open_root, scan
 from holdfast.archive.zstd import DEFAULT_LEVEL
@@ -54,12 +50,13 @@ from holdfast.model.snapshot import (
     SnapshotConfig,
     SourceInfo,
     shown,
-    sort_key,
     weight,
 )
 from holdfast.progress import Progress
 from holdfast.storage.cache import Cache
 from holdfast.storage.store import Store
+from holdfast.volumes.budget import Budget
+from holdfast.volumes.parent import Merge, find_parent, is_unchanged, layers_to_drop, machine_id, time_after
 from holdfast.volumes.snapshots import Snapshot
 from holdfast.volumes.unfinished import Note, Notes
 
@@ -68,16 +65,6 @@ _COMPRESSORS = max(2, os.cpu_count() or 2)
 _CHECKERS = 16
 _TELL_EVERY = 256
 _MOST_ERRORS = 1000
-_SMALL_LAYERS = 1024
-_FORMAT = 0o170000
-_KINDS = {
-    stat.S_IFREG: "f",
-    stat.S_IFDIR: "d",
-    stat.S_IFLNK: "l",
-    stat.S_IFCHR: "c",
-    stat.S_IFBLK: "b",
-    stat.S_IFIFO: "p",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +138,7 @@ def back_up(
         progress.warn(
             f"{store} does not honour conditional writes: of two writers of one key the later wins, unnoticed"
         )
-    parent = _find_parent(store, cache, source, progress)
+    parent = find_parent(store, cache, source.name, progress)
     lost: set[str] = set()
     for _ in range(3):
         run = _Run(store, cache, source, options, progress, parent, lost)
@@ -182,65 +169,6 @@ class _BlobsLost(Exception):
         self.digests = digests
 
 
-def _find_parent(store: Store, cache: Cache, source: Source, progress: Progress) -> Snapshot | None:
-    try:
-        parent = Snapshot(store, cache, source.name.repository, store.resolve(source.name.repository, LATEST))
-    except NotFoundError:
-        return None
-    except DamageError as error:
-        progress.warn(f"the snapshot before cannot be used, so everything is stored anew: {error}")
-        return None
-    if (parent.config.machine_id or parent.config.host) != (_machine_id() or platform.node()):
-        progress.warn(f"the snapshot before was made on another machine, {parent.config.host}")
-    return parent
-
-
-def layers_to_drop(rows: list[LayerRow], bare: int, target: int) -> set[int]:
-    """Choose the layers of the parent to leave behind: what still lives in them is read from the source again.
-
-    What a snapshot needs is what its references weigh, and a header for each of the ``bare`` paths without contents.
-    While its layers hold more than twice that, the least used one goes. And where more than a thousand small layers
-    (below a quarter of ``target`` bytes) have come together, all of the small ones go: a long chain of small backups
-    stays short.
-    """
-    dropped = set()
-    held = sum(row.tar_bytes for row in rows)
-    needed = sum(row.live_bytes for row in rows) + bare * weight(0) + len(rows) * len(tar.END)
-    for row in sorted(rows, key=lambda row: row.live_bytes / row.tar_bytes if row.tar_bytes else 0):
-        if held <= 2 * needed:
-            break
-        dropped.add(row.id)
-        held -= row.tar_bytes - row.live_bytes  # what lives in it is stored again
-    small = {row.id for row in rows if row.tar_bytes * 4 < target}
-    return dropped | small if len(small) > _SMALL_LAYERS else dropped
-
-
-class Budget:
-    """Bytes that may be under way at once. What is larger than all of it goes alone."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._taken = 0
-        self._changed = Condition()
-
-    def take(self, size: int) -> None:
-        """Wait until ``size`` bytes fit, and take them."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._taken or self._taken + size <= self._limit)
-            self._taken += size
-
-    def wait(self) -> None:
-        """Wait until no more is taken than there is."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._taken <= self._limit)
-
-    def give_back(self, size: int) -> None:
-        """Give bytes back."""
-        with self._changed:
-            self._taken -= size
-            self._changed.notify_all()
-
-
 class _Run:
     """One attempt at a backup, from the first path to the tag."""
 
@@ -262,7 +190,7 @@ class _Run:
         self._progress = progress
         self._parent = parent
         self._began = time.monotonic()
-        self._created = _after(parent)
+        self._created = time_after(parent)
         self._errors: list[PathError] = []
         self._errors_count = 0
         self._bare = 0
@@ -338,10 +266,10 @@ class _Run:
             for found in self._found():
                 yield from self._packed(found)
             return
-        parent = _Merge(self._parent.entries(), self._forget)
+        parent = Merge(self._parent.entries(), self._forget)
         for found in self._found():
             old, status = parent.at(found.path), found.status
-            if old is not None and status is not None and _unchanged(old, status, self._packer.first_name(status)):
+            if old is not None and status is not None and is_unchanged(old, status, self._packer.first_name(status)):
                 kept = parent.keep()
                 if not self._dropped or all(map(self._is_there, kept)):
                     self._packer.keep_name(found.path, status)
@@ -506,7 +434,7 @@ class _Run:
         return self._parent.page(self._parent_pages[row.blake3])
 
     def _config(self) -> SnapshotConfig:
-        packed: Packed = self._packer.packed
+        packed = self._packer.packed
         rules = self._options.rules
         name = self._source.name.name
         shown_name = shown(name)
@@ -520,7 +448,7 @@ class _Run:
                 name_base64=None if shown_name.encode() == name else base64.b64encode(name).decode(),
             ),
             host=platform.node(),
-            machine_id=_machine_id(),
+            machine_id=machine_id(),
             parent=str(self._parent.digest) if self._parent else None,
             compression={"algorithm": "none"}
             if self._options.level is None
@@ -543,73 +471,6 @@ class _Run:
         )
 
 
-class _Merge:
-    """Walks the parent's entries beside the paths that are found, both in the same order.
-
-    ``forget`` is called with every entry that is not kept.
-    """
-
-    def __init__(self, entries: Iterator[Entry], forget: Callable[[Entry], None]) -> None:
-        self._entries = entries
-        self._forget = forget
-        self._next = next(entries, None)
-        self._matched: Entry | None = None
-
-    def at(self, path: bytes) -> Entry | None:
-        """Give the parent's entry of a path. Unless ``keep`` follows, it is forgotten."""
-        self._drop_matched()
-        entry = self._next
-        if entry is None:
-            return None
-        if entry.path != path:
-            key = sort_key(path)
-            while entry is not None and sort_key(entry.path) < key:
-                self._forget(entry)
-                entry = next(self._entries, None)
-            self._next = entry
-            if entry is None or entry.path != path:
-                return None
-        self._matched = entry
-        self._next = next(self._entries, None)
-        return entry
-
-    def keep(self) -> list[Entry]:
-        """Keep the entry that ``at`` gave: gives it, and those in which it goes on."""
-        assert self._matched is not None  # noqa: S101 - at() gave it
-        kept = [self._matched]
-        self._matched = None
-        while self._next is not None and self._next.kind == "+":
-            kept.append(self._next)
-            self._next = next(self._entries, None)
-        return kept
-
-    def end(self) -> None:
-        """Forget what is left."""
-        self._drop_matched()
-        while self._next is not None:
-            self._forget(self._next)
-            self._next = next(self._entries, None)
-
-    def _drop_matched(self) -> None:
-        if self._matched is None:
-            return
-        self._forget(self._matched)
-        self._matched = None
-        while self._next is not None and self._next.kind == "+":
-            self._forget(self._next)
-            self._next = next(self._entries, None)
-
-
-def _unchanged(old: Entry, status: os.stat_result, first: bytes | None) -> bool:
-    """Whether a path is as the parent has it, told from its metadata alone."""
-    if old.ctime_ns != status.st_ctime_ns or old.mtime_ns != status.st_mtime_ns or old.inode != status.st_ino:
-        return False
-    if first is not None:
-        return old.kind == "h" and old.target == first
-    kind = _KINDS.get(status.st_mode & _FORMAT)
-    return old.kind == kind and (kind != "f" or old.size == status.st_size)
-
-
 def _single_file(path: bytes) -> Iterator[Found]:
     folder = open_root(os.path.dirname(path))
     name = os.path.basename(path)
@@ -621,15 +482,6 @@ def _single_file(path: bytes) -> Iterator[Found]:
         os.close(folder)
 
 
-def _after(parent: Snapshot | None) -> datetime:
-    """Give the time of the new snapshot: now, but never the same second as the one before it, for tags sort by time."""
-    now = datetime.now(UTC)
-    if parent is None:
-        return now
-    before = datetime.fromisoformat(parent.config.created)
-    return now if now.replace(microsecond=0) != before.replace(microsecond=0) else before + timedelta(seconds=1)
-
-
 def _digest_of(parts: list[bytes]) -> Digest:
     hashed = hashlib.sha256()
     for part in parts:
@@ -639,10 +491,3 @@ def _digest_of(parts: list[bytes]) -> Digest:
 
 def _without_repeats(descriptors: list[Descriptor]) -> list[Descriptor]:
     return list({descriptor.digest: descriptor for descriptor in descriptors}.values())
-
-
-def _machine_id() -> str:
-    try:
-        return Path("/etc/machine-id").read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        return ""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from holdfast.archive import pages, tar
-from holdfast.archive.pack import member_header, read_xattrs
+from holdfast.archive.metadata import kind_of, read_xattrs
 from holdfast.archive.scan import Rules, open_root, scan
 from holdfast.errors import NotFoundError, UsageError
 from holdfast.model.names import SourceName
@@ -23,14 +23,6 @@ from holdfast.volumes.contents import Contents, grouped
 from holdfast.volumes.snapshots import Snapshot, is_below, snapshot_tags, source_names
 
 Change = Literal["added", "removed", "modified", "metadata"]
-_FORMATS = {
-    stat.S_IFREG: "f",
-    stat.S_IFDIR: "d",
-    stat.S_IFLNK: "l",
-    stat.S_IFCHR: "c",
-    stat.S_IFBLK: "b",
-    stat.S_IFIFO: "p",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +113,7 @@ def live_entries(source: bytes, rules: Rules) -> Iterator[Entry]:
 
 def _live(path: bytes, status: os.stat_result, place: bytes, first: bytes | None = None) -> Entry:
     """Give the entry of what stands at ``place``; ``first`` is the path under which its file was found before."""
-    kind = _FORMATS.get(stat.S_IFMT(status.st_mode), "f")
+    kind = kind_of(status.st_mode) or "f"
     target: bytes | list[int] | None = None
     if first is not None and first != path:
         kind, target = "h", first
@@ -232,7 +224,7 @@ def _dump_folder(
                 entry = _renamed(entry, name, place)
         elif entry.kind == "h" and isinstance(entry.target, bytes) and path:
             entry = _renamed(entry, name, entry.target[len(path) + 1 :])
-        yield member_header(_renamed(entry, name, entry.target))
+        yield tar.member_header(_renamed(entry, name, entry.target))
         if entry.kind == "f":
             yield from contents.stream(first)
             yield tar.padding(entry.size)

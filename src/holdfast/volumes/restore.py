@@ -10,11 +10,8 @@ import errno
 import fcntl
 import os
 import stat
-import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
@@ -22,7 +19,6 @@ from typing import Literal
 from holdfast.archive.chunks import chunk_name
 from holdfast.archive.extract import (
     Tree,
-    is_fatal,
     is_temporary,
     open_target,
     target_error,
@@ -30,18 +26,14 @@ from holdfast.archive.extract import (
 )
 from holdfast.archive.scan import is_cache, matcher
 from holdfast.errors import BusyError, DamageError, UsageError
-from holdfast.model.snapshot import HOLE_LAYER, RECORD, RECORD_SIZE, Entry, PathError, shown
+from holdfast.model.snapshot import HOLE_LAYER, Entry, PathError, shown
 from holdfast.progress import Progress
-from holdfast.volumes.contents import Chunk, Contents, chunks_of, grouped
+from holdfast.volumes.contents import Contents, chunks_of, grouped
 from holdfast.volumes.snapshots import Snapshot, is_below
+from holdfast.volumes.writing import Failures, FileWriter
 
 Mode = Literal["replace", "merge"]
 
-_WRITERS = 4
-_TASKS_WAITING = 8
-_BATCH_BYTES = 64 * 1024 * 1024
-_BATCH_PIECES = 16 * 1024
-_MOST_REPORTED = 10_000
 _READ_BYTES = 4 * 1024 * 1024
 
 
@@ -86,7 +78,7 @@ def restore(snapshot: Snapshot, options: Options, progress: Progress | None = No
     """Restore a snapshot into a directory.
 
     Memory does not grow with the snapshot: the directories' entries, the hard links, one batch of files
-    (:data:`_BATCH_BYTES` of contents by reference), and at most a dozen frames of 4 MiB.
+    of contents by reference, and at most a dozen frames of 4 MiB.
 
     :raises TargetError: the target cannot be written; :class:`NoSpaceError` where it is full.
     :raises DamageError: some paths could not be restored, for what is stored of them is damaged. All others were, and
@@ -148,25 +140,6 @@ def _restore_nowhere(snapshot: Snapshot, options: Options, target: bytes) -> Res
     return restored
 
 
-class _File:
-    """A file that is being written, by whichever threads have its chunks."""
-
-    __slots__ = ("beside", "descriptor", "entry", "failed", "folder", "in_new_folder", "lock", "name", "pending")
-
-    def __init__(self, entry: Entry, *, in_new_folder: bool, beside: bytes | None) -> None:
-        self.entry = entry
-        self.folder, _, self.name = entry.path.rpartition(b"/")
-        self.in_new_folder = in_new_folder
-        self.beside = beside
-        self.pending = 1  # the planner's own, until it has planned all of the file
-        self.descriptor: int | None = None
-        self.failed = False
-        self.lock = threading.Lock()
-
-
-_Piece = tuple[_File, int, Chunk]
-
-
 @dataclass(slots=True)
 class _Folder:
     """A directory on the way down to where the walk is."""
@@ -199,17 +172,10 @@ class _Run:
         self._progress = progress
         self._tree = Tree(root, progress.warn)
         self._contents = Contents(snapshot)
-        self._pool = ThreadPoolExecutor(_WRITERS, "restore")
-        self._slots = threading.Semaphore(_TASKS_WAITING)
-        self._tasks: list[Future[None]] = []
+        self._failures = Failures(target)
+        self._files = FileWriter(self._contents, self._tree, self._failures, progress)
         self._began = time.monotonic()
         self._result = Restored(shown(target))
-        self._lock = threading.Lock()
-        self._open_files: set[_File] = set()
-        self._damage: dict[str, list[bytes]] = defaultdict(list)
-        self._batch: dict[tuple[int, int], list[_Piece]] = {}
-        self._batch_bytes = 0
-        self._batch_pieces = 0
         self._stack: list[_Folder] = []
         self._folders: list[Entry] = []
         self._links: list[Entry] = []
@@ -225,14 +191,13 @@ class _Run:
             for group in grouped(self._entries()):
                 self._plan(group)
             self._leave(None)
-            self._flush(everything=True)
-            self._wait()
+            self._files.finish()
             for entry in self._links:
                 self._try(self._link, entry)
         except BaseException:
             self._abandon()
             raise
-        if self._damage or self._result.failed:
+        if self._failures:
             self._put_back()
         elif not self._dry:
             for path in self._surplus:
@@ -240,13 +205,14 @@ class _Run:
         if not self._dry:
             self._set_folders()
         self._result.seconds = round(time.monotonic() - self._began, 3)
-        if self._damage:
+        self._result.failed = self._failures.failed
+        if self._failures.damage:
             raise self._damage_error()
         return self._result
 
     def stop(self) -> None:
         """End the threads and close what is open."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._files.stop()
         self._contents.close()
         self._tree.close()
 
@@ -313,18 +279,7 @@ class _Run:
         self._result.bytes_written += entry.size
         if self._dry:
             return
-        file = _File(entry, in_new_folder=in_new_folder, beside=None if in_new_folder else temporary_name())
-        try:
-            offset = 0
-            for chunk in chunks_of(group):
-                if chunk.layer == HOLE_LAYER:
-                    offset += chunk.offset
-                    continue
-                self._add_piece(file, offset, chunk)
-                offset += chunk.length
-        except DamageError as error:
-            self._damaged(str(error), [file])
-        self._piece_done(file)
+        self._files.add(group, in_new_folder=in_new_folder)
 
     def _is_kept(self, group: list[Entry], status: os.stat_result) -> bool:
         """Whether what stands there is the file already; its metadata is put right where only that differs."""
@@ -475,125 +430,6 @@ class _Run:
                 self._folders.append(entry)
             self._stack.append(_Folder(folder, is_new, None))
 
-    # Writing: frame by frame, in many threads
-
-    def _add_piece(self, file: _File, offset: int, chunk: Chunk) -> None:
-        key = (chunk.layer, self._contents.locate(chunk))
-        pieces = self._batch.get(key)
-        if pieces is None:
-            pieces = self._batch[key] = []
-        pieces.append((file, offset, chunk))
-        file.pending += 1
-        self._batch_bytes += chunk.length
-        self._batch_pieces += 1
-        if self._batch_bytes >= _BATCH_BYTES or self._batch_pieces >= _BATCH_PIECES:
-            self._flush(latest=key)
-
-    def _flush(self, *, latest: tuple[int, int] | None = None, everything: bool = False) -> None:
-        """Hand the frames of the batch to the writers; the latest is likely to hold what comes next, so it waits."""
-        keep = None if everything else latest
-        for key, pieces in self._batch.items():
-            if key != keep or len(self._batch) == 1:
-                self._slots.acquire()
-                self._check_tasks()
-                self._tasks.append(self._pool.submit(self._write_frame, key, pieces))
-        kept = self._batch.get(keep) if keep is not None and len(self._batch) > 1 else None
-        self._batch = {keep: kept} if keep is not None and kept is not None else {}
-        self._batch_pieces = len(kept or ())
-        self._batch_bytes = sum(chunk.length for _, _, chunk in kept or ())
-
-    def _check_tasks(self) -> None:
-        for task in self._tasks:
-            if task.done():
-                task.result()
-        self._tasks = [task for task in self._tasks if not task.done()]
-
-    def _wait(self) -> None:
-        for task in self._tasks:
-            task.result()
-
-    def _write_frame(self, key: tuple[int, int], pieces: list[_Piece]) -> None:
-        try:
-            try:
-                start, data = self._contents.read(*key)
-            except DamageError as error:
-                self._damaged(str(error), [file for file, _, _ in pieces])
-                for file, _, _ in pieces:
-                    self._piece_done(file)
-                return
-            for file, offset, chunk in pieces:
-                piece = data[chunk.offset - start : chunk.offset - start + chunk.length]
-                if chunk_name(piece) != chunk.name:
-                    self._damaged(f"blob {self._contents.blob(key[0])} is altered", [file])
-                elif not file.failed:
-                    self._write(file, offset, piece)
-                self._piece_done(file)
-        finally:
-            self._slots.release()
-
-    def _write(self, file: _File, offset: int, data: memoryview) -> None:
-        try:
-            with file.lock:
-                if file.descriptor is None:
-                    self._open(file)
-                descriptor = file.descriptor
-            assert descriptor is not None  # noqa: S101 - just opened
-            while data:
-                written = os.pwrite(descriptor, data, offset)
-                data, offset = data[written:], offset + written
-        except OSError as error:
-            self._file_failed(file, error)
-
-    def _open(self, file: _File) -> None:
-        file.descriptor = self._tree.create(file.beside or file.name, self._tree.folder(file.folder), file.entry)
-        if _has_many_chunks(file.entry):
-            with self._lock:
-                self._open_files.add(file)
-
-    def _piece_done(self, file: _File) -> None:
-        with file.lock:
-            file.pending -= 1
-            if file.pending:
-                return
-        try:
-            self._finish(file)
-        except OSError as error:
-            self._discard(file)
-            self._file_failed(file, error)
-
-    def _finish(self, file: _File) -> None:
-        if file.failed:
-            self._discard(file)
-            return
-        if file.descriptor is None:
-            self._open(file)
-        descriptor = file.descriptor
-        assert descriptor is not None  # noqa: S101 - just opened
-        entry = file.entry
-        if _has_many_chunks(entry):
-            os.ftruncate(descriptor, entry.size)
-        self._tree.finish_file(descriptor, entry, in_new_folder=file.in_new_folder)
-        os.close(descriptor)
-        file.descriptor = None
-        if file.beside is not None:
-            folder = self._tree.folder(file.folder)
-            os.rename(file.beside, file.name, src_dir_fd=folder, dst_dir_fd=folder)
-        if _has_many_chunks(entry):
-            with self._lock:
-                self._open_files.discard(file)
-        self._progress.advance(size=entry.size, files=1)
-
-    def _discard(self, file: _File) -> None:
-        """Remove what was written of a file that failed."""
-        if file.descriptor is None:
-            return
-        with suppress(OSError):
-            os.close(file.descriptor)
-            file.descriptor = None
-            os.unlink(file.beside or file.name, dir_fd=self._tree.folder(file.folder))
-        with self._lock:
-            self._open_files.discard(file)
-
     # What goes wrong
 
     def _try(self, step: Callable[..., None], what: Entry | bytes, *rest: object) -> None:
@@ -602,42 +438,17 @@ class _Run:
         try:
             step(what, *rest)
         except OSError as error:
-            self._path_failed(path, error)
+            self._failures.note(path, error)
         except DamageError as error:
-            self._note_damage(str(error), path)
+            self._failures.note_damage(str(error), path)
         else:
             return
         if isinstance(what, Entry) and what.kind == "d":
             self._skipped = path
 
-    def _path_failed(self, path: bytes, error: OSError) -> None:
-        if is_fatal(error):
-            raise target_error(_join(self._target, path), error) from error
-        with self._lock:
-            if len(self._result.failed) < _MOST_REPORTED:
-                self._result.failed.append(PathError(shown(path), error.strerror or type(error).__name__))
-
-    def _file_failed(self, file: _File, error: OSError) -> None:
-        already = file.failed
-        file.failed = True
-        if not already:
-            self._path_failed(file.entry.path, error)
-
-    def _damaged(self, reason: str, files: list[_File]) -> None:
-        for file in files:
-            if not file.failed:
-                file.failed = True
-                self._note_damage(reason, file.entry.path)
-
-    def _note_damage(self, reason: str, path: bytes) -> None:
-        with self._lock:
-            paths = self._damage[reason]
-            if len(paths) < _MOST_REPORTED:
-                paths.append(path)
-
     def _damage_error(self) -> DamageError:
-        paths = tuple(path for paths in self._damage.values() for path in paths)
-        reasons = "; ".join(list(self._damage)[:3])
+        paths = tuple(path for paths in self._failures.damage.values() for path in paths)
+        reasons = "; ".join(list(self._failures.damage)[:3])
         return DamageError(
             f"{len(paths)} paths of {self._snapshot.name}@{self._snapshot.tag} could not be restored: {reasons}",
             hint="everything else was restored and nothing was deleted; an older snapshot may have these paths whole",
@@ -645,10 +456,8 @@ class _Run:
         )
 
     def _abandon(self) -> None:
-        """Leave no half-written file behind."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        for file in list(self._open_files):
-            self._discard(file)
+        """Leave no half-written file behind, and nothing moved aside."""
+        self._files.abandon()
         self._put_back()
 
     def _put_back(self) -> None:
@@ -665,12 +474,7 @@ class _Run:
             try:
                 self._tree.set_metadata(entry)
             except OSError as error:
-                self._path_failed(entry.path, error)
-
-
-def _has_many_chunks(entry: Entry) -> bool:
-    """Whether a file is anything but one chunk: then several threads may write it, and a hole may end it."""
-    return len(entry.chunks) != RECORD_SIZE or RECORD.unpack(entry.chunks)[1] == HOLE_LAYER
+                self._failures.note(entry.path, error)
 
 
 def _join(folder: bytes, name: bytes) -> bytes:
