@@ -66,9 +66,11 @@ def _die_at(number: int) -> None:
         def step(*arguments, **given):
             left[0] -= 1
             if left[0] == 0:
-                if number % 2:
-                    real(*arguments, **given)  # half of them die just after the step
-                os._exit(KILLED)
+                try:
+                    if number % 2:
+                        real(*arguments, **given)  # half of them die just after the step
+                finally:
+                    os._exit(KILLED)
             return real(*arguments, **given)
 
         setattr(os, name, step)
@@ -93,8 +95,8 @@ def contents(root: Path) -> dict:
 
 def fill(source: Path, seed: int) -> None:
     (source / "folder").mkdir(parents=True, exist_ok=True)
-    for number in range(4):
-        (source / "folder" / str(number)).write_bytes(bytes([seed, number]) * 40_000)
+    for number in range(10):
+        (source / "folder" / str(number)).write_bytes(bytes([seed, number]) * 20_000)
     (source / "big").write_bytes(bytes([seed]) + os.urandom(300_000))
 
 

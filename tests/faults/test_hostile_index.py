@@ -12,13 +12,25 @@ import zstandard
 from blake3 import blake3
 
 from backups import Rig, contents, leftovers
-from forge import ROOT, LayerMaker, entry, forge, forge_raw, page_frame, plain_config, seal
+from forge import ROOT, LayerMaker, digest_of, entry, forge, forge_raw, page_frame, plain_config, seal
+from holdfast import errors
 from holdfast.archive import zstd
 from holdfast.errors import DamageError, HoldfastError
+from holdfast.model.names import SourceName
 from holdfast.model.oci import Descriptor
-from holdfast.model.snapshot import HOLE_LAYER, LAYER_TYPE, RECORD, ZSTD_LAYER_TYPE, IndexHeader, IndexRow, PageRow
+from holdfast.model.snapshot import (
+    HOLE_LAYER,
+    LAYER_TYPE,
+    RECORD,
+    ZSTD_LAYER_TYPE,
+    IndexHeader,
+    IndexRow,
+    LayerRow,
+    PageRow,
+)
+from holdfast.volumes import restore
 from holdfast.volumes.look import differences, dump, listing
-from holdfast.volumes.snapshots import open_snapshot
+from holdfast.volumes.snapshots import list_snapshots, open_snapshot
 
 EVIL = b"evil"
 
@@ -37,11 +49,8 @@ def rig(tmp_path):
 
 
 def _around(rig):
-    return {
-        name: content
-        for name, content in contents(rig.around).items()
-        if name != "target" and not name.startswith("target/")
-    }
+    names = sorted(path.name for path in rig.around.iterdir())
+    return names, contents(rig.around / "outside"), (rig.around / "secret").read_bytes()
 
 
 def _attempt(rig, *, targets=None, **options):
@@ -212,7 +221,7 @@ def test_a_hard_link_to_something_else(rig, target, paths):
 
     result = _attempt(rig, paths=paths)
 
-    assert isinstance(result, DamageError) or not result.complete
+    assert isinstance(result, HoldfastError) or not result.complete
     assert not (rig.target / "self").exists()
 
 
@@ -320,7 +329,7 @@ def test_a_huge_sparse_file_takes_neither_time_nor_space(rig, size):
         {"kind": "c", "target": [1]},
         {"kind": "c", "target": [1, 2, 3]},
         {"kind": "c", "target": None},
-        {"kind": "b", "target": [-1, 2**70 if False else 2**63]},
+        {"kind": "b", "target": [-1, 2**63]},
         {"kind": "c", "target": b"tty"},
         {"kind": "p", "mode": 2**33},
         {"kind": "d", "mode": 2**33},
@@ -376,11 +385,9 @@ def test_a_layer_of_an_unknown_kind(rig):
 def test_a_layer_whose_stated_size_lies(rig, size, media_type):
     layer, (record,) = _layer(EVIL)
     blob = layer.blob()
-    digest = str(blake3(b"").hexdigest()) and __import__("forge").digest_of(blob)
+    digest = digest_of(blob)
     rig.store.put_blob(rig.name.repository, digest, blob)
     row = Descriptor(media_type, str(digest), size)
-    from holdfast.model.snapshot import LayerRow  # noqa: PLC0415
-
     header = IndexHeader([LayerRow(0, str(digest), 10, 10)], [IndexRow("", 0, 0)], [])
     name, frame = page_frame([ROOT, entry(b"a", size=4, chunks=record)])
     header.pages.append(PageRow(b"", name, 0, 0, len(frame)))
@@ -427,8 +434,6 @@ def test_a_page_of_an_index_that_is_not_listed(rig, row):
     ["", "x", "10", "10:", "10:zz", "-1:" + "0" * 64, "99999999999:" + "0" * 64, "10:" + "0" * 62, "0:" + "0" * 64],
 )
 def test_an_annotation_that_lies(rig, annotation):
-    from forge import digest_of  # noqa: PLC0415
-
     blob = b"HOLDFAST\x01" + bytes(100)
     digest = digest_of(blob)
     rig.store.put_blob(rig.name.repository, digest, blob)
@@ -438,7 +443,6 @@ def test_an_annotation_that_lies(rig, annotation):
 
 
 def _config(**changes):
-    from holdfast.model.names import SourceName  # noqa: PLC0415
 
     return msgspec.json.encode(plain_config(SourceName(b"trial")) | changes)
 
@@ -463,8 +467,6 @@ def test_a_config_that_lies(rig, config):
     data = b"\x93\x90\x91\x93\xa0\x00\x00\x90"
     frame = zstd.compress(data, 3)
     blob = b"HOLDFAST\x01" + struct.pack("<I", len(frame)) + frame
-    from forge import digest_of  # noqa: PLC0415
-
     digest = digest_of(blob)
     rig.store.put_blob(rig.name.repository, digest, blob)
     seal(rig.store, rig.name, str(digest), len(blob), f"{len(frame)}:{blake3(data).hexdigest()}", [], config=config)
@@ -472,18 +474,12 @@ def test_a_config_that_lies(rig, config):
     rig.fresh_cache()
     with pytest.raises(DamageError):
         rig.restore(rig.target)
-    with pytest.raises(DamageError):
-        from holdfast.volumes.snapshots import list_snapshots  # noqa: PLC0415
-
-        list(list_snapshots(rig.store))
-        rig.open().name  # noqa: B018
+    (listed,) = list_snapshots(rig.store)
+    assert listed.damage
 
 
 def test_a_snapshot_that_says_it_is_of_another_place(rig, monkeypatch, tmp_path):
     """`restore /var/www` must write there, not where the config of what it found says."""
-    from holdfast.model.names import SourceName  # noqa: PLC0415
-    from holdfast.volumes import restore  # noqa: PLC0415
-
     asked = SourceName(os.fsencode(tmp_path / "asked"))
     layer, (record,) = _layer(EVIL)
     forge(rig.store, asked, [ROOT, entry(b"file", size=4, chunks=record)], layers=[layer])
@@ -511,7 +507,7 @@ from holdfast.storage.backends import open_bucket
 from holdfast.storage.cache import Cache
 from holdfast.storage.store import Store
 from holdfast.volumes import restore
-from holdfast.volumes.snapshots import open_snapshot
+from holdfast.volumes.snapshots import list_snapshots, open_snapshot
 
 store, cache, target, megabytes = sys.argv[1:]
 snapshot = None
@@ -530,8 +526,6 @@ except HoldfastError as error:
 
 def _bounded(rig, *, seconds=20, megabytes=700):
     """Restore in a process of its own that may take only so much memory and time; gives the error."""
-    from holdfast import errors  # noqa: PLC0415
-
     copy = rig.folder / "as-files"
     for one in rig.bucket.objects(""):
         path = copy / one.key

@@ -51,7 +51,7 @@ def mounted(tmp_path):
 
     yield mount
     for path in made:
-        subprocess.run(["umount", path], check=True)
+        subprocess.run(["umount", "--lazy", path], check=True)
 
 
 @pytest.mark.parametrize("mode", ["replace", "merge"])
@@ -145,7 +145,8 @@ def test_one_file_that_cannot_be_written_costs_only_itself(rig, monkeypatch, ste
     assert leftovers(target) == []
     if left[0] <= 0:
         assert not done.complete
-        assert (target / "surplus").exists()
+        if {failed.path for failed in done.failed} - {"", "folder"}:  # directories' own metadata come last of all
+            assert (target / "surplus").exists()
     whole, got = contents(rig.source), contents(target)
     for path, content in got.items():
         assert path == "surplus" or content == whole[path]

@@ -159,8 +159,12 @@ def test_pages_are_spilled_before_they_fill_memory(monkeypatch):
     assert names == {f"spilled-{n}" for n in range(1, len(written.spilled) + 1)}
 
 
-def test_blobs_less_than_half_in_use_are_left_behind():
-    assert blobs_to_drop([(0, 0), (100, 50), (100, 49), (100, 100), (0, 0)]) == {2}
+def test_the_least_used_blobs_go_until_half_of_what_is_held_is_in_use():
+    assert blobs_to_drop([(0, 0), (100, 50), (100, 49), (100, 100)]) == set()
+    assert blobs_to_drop([(0, 0), (100, 30), (100, 20), (100, 60)]) == {2}
+    assert blobs_to_drop([(0, 0), (100, 3), (100, 2), (100, 1)]) == {1, 2, 3}
+    assert blobs_to_drop([(80, 80), (100, 30)]) == set()
+    assert blobs_to_drop([(0, 0), (100, 0), (100, 100)]) == {1}
 
 
 def test_the_blob_being_written_is_never_left_behind():
@@ -265,3 +269,24 @@ def test_a_subset_needs_only_the_pages_that_can_hold_it():
 
     assert len(needed) < len(written.names) / 2
     assert {e.path for e in _files(20_000) if e.path.startswith(b"1f/")} <= {e.path for e in held}
+
+
+def test_a_time_beyond_what_the_format_can_say_is_cut_to_what_it_can():
+    """Some file systems hold times past the year 2554; that is no reason to lose a backup."""
+    written = Written(
+        [entry(b"a", mtime_ns=10**21, ctime_ns=10**21), entry(b"b", mtime_ns=-(10**21)), entry(b"c", mtime_ns=7)]
+    )
+    (row,) = written.header.pages
+
+    times = [one.mtime_ns for one in pages.decode_page(written.kept[row.blake3], row.blake3)]
+    assert times == [2**64 - 1, -(2**63), 7]
+
+
+def test_more_blobs_in_one_backup_than_may_be_left_behind(monkeypatch):
+    """What was spilled by this very index is not read back to be written again."""
+    monkeypatch.setattr(pages, "BLOB_BYTES", 2_000)
+    monkeypatch.setattr(pages, "_ENTRIES_A_PAGE", 20)
+    written = Written([entry(random.Random(n).randbytes(40).hex().encode()) for n in range(4_000)])
+
+    assert len(written.spilled) > MOST_BLOBS
+    assert len(written.header.indexes) == len(written.spilled) + 1

@@ -204,7 +204,12 @@ class FrameTable:
 
     @classmethod
     def of_plain(cls, size: int) -> FrameTable:
-        """Cut an uncompressed layer of ``size`` bytes into pieces to read, each with room for a chunk begun in it."""
+        """Cut an uncompressed layer of ``size`` bytes into pieces to read, each with room for a chunk begun in it.
+
+        :raises DamageError: no layer is that large.
+        """
+        if not 0 <= size <= 2 * _LARGEST_LAYER:
+            raise DamageError(f"a layer of {size} bytes cannot be")
         extents = []
         for start in range(0, size, FRAME_BYTES):
             length = min(FRAME_BYTES + LARGEST_CHUNK, size - start)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from tempfile import SpooledTemporaryFile
 from typing import IO
@@ -29,10 +29,12 @@ _FEWEST_CHUNKS = 256
 class Packed:
     """What packing came to: bytes read, bytes that were new, and the paths that changed under the reader's eyes.
 
-    ``reused`` is the weight of the references made to chunks that were known, by layer id.
+    ``position`` is where in a long file the reader is; ``reused`` is the weight of the references made to chunks that
+    were known, by layer id.
     """
 
     bytes_read: int = 0
+    position: int = 0
     bytes_new: int = 0
     reused: Counter[int] = field(default_factory=Counter)
     changed: list[bytes] = field(default_factory=list)
@@ -46,7 +48,9 @@ class Packed:
 class LongFiles:
     """Reads long files, one after another, through one window."""
 
-    def __init__(self, layers: LayerWriter, known: ChunkMap, packed: Packed) -> None:
+    def __init__(self, layers: LayerWriter, known: ChunkMap, packed: Packed, tell: Callable[[], None]) -> None:
+        """``tell`` is called now and then, while a file is read."""
+        self._tell = tell
         self._layers = layers
         self._known = known
         self._packed = packed
@@ -58,15 +62,21 @@ class LongFiles:
         What is new is in a layer then, whatever becomes of the entry. The caller closes the records.
         """
         run = _Run(entry, self._layers, self._known, self._packed)
-        end = 0
-        for start, stop in _data_extents(descriptor, entry.size, sparse=sparse):
-            run.hole(start - end)
-            end = self._extent(descriptor, start, stop, run)
-            if end < stop:
-                break
-        else:
-            run.hole(entry.size - end)
-        return run.finish(), run.records
+        try:
+            end = 0
+            for start, stop in _data_extents(descriptor, entry.size, sparse=sparse):
+                run.hole(start - end)
+                end = self._extent(descriptor, start, stop, run)
+                if end < stop:
+                    break
+            else:
+                run.hole(entry.size - end)
+            return run.finish(), run.records
+        except BaseException:
+            run.records.close()
+            raise
+        finally:
+            self._packed.position = 0
 
     def _extent(self, descriptor: int, start: int, stop: int, run: _Run) -> int:
         """Read and cut one stretch of data; returns the offset where it ended, before ``stop`` if the file shrank."""
@@ -87,6 +97,8 @@ class LongFiles:
             at += got
             filled += got
             self._packed.bytes_read += got
+            self._packed.position = at
+            self._tell()
             for length in chunker.cut(window[cut:filled], last=not got or at >= stop):
                 run.chunk(window[cut : cut + length])
                 cut += length

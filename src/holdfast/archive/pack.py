@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from blake3 import blake3
 
@@ -40,13 +40,14 @@ class Vanished(Exception):
 class Packer:
     """Turns what was found into entries, and new contents into layers. Used by one thread."""
 
-    def __init__(self, layers: LayerWriter, known: ChunkMap) -> None:
+    def __init__(self, layers: LayerWriter, known: ChunkMap, tell: Callable[[], None]) -> None:
+        """``tell`` is called now and then while a long file is read: look at ``packed`` then."""
         self._layers = layers
         self._known = known
         self._open_flags = _FILE | getattr(os, "O_NOATIME", 0)
         self._links: dict[tuple[int, int], bytes] = {}
         self.packed = Packed()
-        self._long_files = LongFiles(layers, known, self.packed)
+        self._long_files = LongFiles(layers, known, self.packed, tell)
 
     def pack(self, found: Found) -> Iterable[Entry]:
         """Give the entries of one path: one, or more for a file of many chunks.

@@ -42,6 +42,7 @@ _CONTINUATIONS_A_PAGE = 8
 _ENTRY_OVERHEAD = 80
 _LEVEL = 3
 _PLAIN_KINDS = frozenset("fd+")
+_EARLIEST, _LATEST = -(1 << 63), (1 << 64) - 1  # the years 1677 and 2554: what msgpack can say in nanoseconds
 
 _encoder = msgspec.msgpack.Encoder()
 _page_decoder = msgspec.msgpack.Decoder(list[Entry])
@@ -134,7 +135,13 @@ class IndexWriter:
     def _cut(self) -> None:
         if not self._entries:
             return
-        data = _encoder.encode(self._entries)
+        try:
+            data = _encoder.encode(self._entries)
+        except OverflowError:
+            for entry in self._entries:
+                entry.mtime_ns = min(max(entry.mtime_ns, _EARLIEST), _LATEST)
+                entry.ctime_ns = min(max(entry.ctime_ns, 0), _LATEST)
+            data = _encoder.encode(self._entries)
         first = self._entries[0].path
         self._entries = []
         self._entries_size = 0
@@ -194,10 +201,19 @@ MOST_BLOBS = 64
 def blobs_to_drop(blobs: list[tuple[int, int]]) -> set[int]:
     """Choose the older index blobs to leave behind; number 0, the one being written, never is.
 
-    ``blobs`` gives each one's bytes of pages and how many of them are in use. Those less than half in use go; where
-    more than :data:`MOST_BLOBS` are left, so does the smaller half, so that a long chain of small backups stays short.
+    ``blobs`` gives each one's bytes of pages and how many of them are in use. While all of them hold more than twice
+    what is in use, the least used goes; where more than :data:`MOST_BLOBS` are left, so does the smaller half, so that
+    a long chain of small backups stays short.
     """
-    dropped = {number for number, (size, live) in enumerate(blobs) if number and live * 2 < size}
+    dropped = set()
+    held = blobs[0][1] + sum(size for size, _ in blobs[1:])
+    needed = sum(live for _, live in blobs)
+    for number in sorted(range(1, len(blobs)), key=lambda n: blobs[n][1] / blobs[n][0] if blobs[n][0] else 0):
+        size, live = blobs[number]
+        if live and held <= 2 * needed:
+            break
+        dropped.add(number)
+        held -= size - live  # what is in use of it is written again
     left = sorted((number for number in range(1, len(blobs)) if number not in dropped), key=lambda n: blobs[n][0])
     if len(left) > MOST_BLOBS:
         dropped.update(left[: len(left) // 2])

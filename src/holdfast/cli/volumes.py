@@ -137,6 +137,7 @@ def backup(  # noqa: PLR0913 - the options of a command
         "bytes_stored": counts.bytes_stored,
         "seconds": counts.seconds,
         "complete": done.complete,
+        "errors_total": counts.errors,
         "errors": [{"path": failed.path, "reason": failed.reason} for failed in done.config.errors],
         "changed": list(done.changed),
         "warnings": list(job.warnings),
@@ -149,7 +150,7 @@ def backup(  # noqa: PLR0913 - the options of a command
                 f"{counts.files} files, {counts.directories} directories, {size_text(counts.bytes)}: "
                 f"{size_text(counts.bytes_new)} new, {size_text(counts.bytes_stored)} stored, in {counts.seconds:.1f} s"
             ),
-            *([] if done.complete else [f"incomplete: {len(done.config.errors)} paths could not be read"]),
+            *([] if done.complete else [f"incomplete: {counts.errors} paths could not be read"]),
         ],
     )
     return 0 if done.complete else INCOMPLETE
@@ -180,7 +181,7 @@ def restore(  # noqa: PLR0913 - the options of a command
         RestoreMode,
         typer.Option(
             "--mode",
-            help="replace: make the target equal to the snapshot; merge: leave what the snapshot does not have.",
+            help="replace: remove what the snapshot does not have (but nothing the backup left out); merge: leave it.",
         ),
     ] = RestoreMode.REPLACE,
     verify: Annotated[
@@ -352,6 +353,7 @@ def diff(
     """Show what differs between two snapshots, or between a snapshot and its source as it is now."""
     from holdfast.archive.scan import Rules
     from holdfast.model.snapshot import shown
+    from holdfast.storage.cache import Cache
     from holdfast.volumes.look import differences, live_entries
 
     before = _snapshot(store, old)
@@ -359,7 +361,8 @@ def diff(
         after = _snapshot(store, new).entries()
     elif before.name.is_path:
         left_out = before.config.left_out
-        rules = Rules(tuple(left_out.exclude), left_out.caches, left_out.one_file_system)
+        own = _left_out(before.store, Cache.of_user())
+        rules = Rules(tuple(left_out.exclude), left_out.caches, left_out.one_file_system, own)
         after = live_entries(os.path.realpath(before.name.name), rules)
     else:
         raise UsageError(f"{before.name} is no path of this machine", hint="name two snapshots: NAME@TAG NAME@TAG")

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from holdfast.errors import DamageError
+from holdfast.errors import DamageError, UsageError
+from holdfast.model.names import SourceName
 
 ARTIFACT_TYPE = "application/vnd.holdfast.snapshot.v1"
 CONFIG_TYPE = "application/vnd.holdfast.snapshot.config.v1+json"
@@ -115,7 +116,7 @@ class SourceInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def name_bytes(self) -> bytes:
         """Give the name's exact bytes."""
-        return base64.b64decode(self.name_base64) if self.name_base64 else self.name.encode()
+        return base64.b64decode(self.name_base64, validate=True) if self.name_base64 else self.name.encode()
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -198,6 +199,10 @@ class SnapshotConfig(msgspec.Struct, frozen=True, kw_only=True):
                 f"the snapshot has format {config.format}, this version reads {FORMAT_VERSION}",
                 hint="use a newer Holdfast",
             )
+        try:
+            SourceName(config.source.name_bytes)
+        except (UsageError, ValueError) as error:
+            raise DamageError(f"the config of a snapshot names its source badly: {error}") from error
         return config
 
 

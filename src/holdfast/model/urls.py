@@ -38,7 +38,7 @@ class BucketUrl:
         """
         parts = urlsplit(text)
         if parts.scheme not in SCHEMES:
-            hint = f"a store is a URL that begins with {', '.join(f'{s}://' for s in SCHEMES)}"
+            hint = f"a store is a URL that begins with {', '.join(f'{s}://' for s in SCHEMES if s != 'memory')}"
             if text.startswith(("/", "./", "../")):
                 hint = f"a directory is written as file://{os.path.abspath(text)}"
             raise UsageError(f"not a store: {_without_secrets(text)!r}", hint=hint)

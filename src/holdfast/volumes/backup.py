@@ -126,7 +126,7 @@ def back_up(
 ) -> Done:
     """Back a source up and return what is in the store now.
 
-    Memory does not grow with the size of a file or the number of layers: besides the three layers on their way and one
+    Memory does not grow with the size of a file: besides the three layers on their way (docs/adr/0009) and one
     directory's names, about 55 bytes for each chunk that is known or new, up to two million of them.
 
     :raises SourceError: the source cannot be read at all. Single paths that cannot be are noted in the config instead.
@@ -228,7 +228,7 @@ class _Run:
             first_id=first_id,
             layers=len(self._old),
         )
-        self._packer = Packer(self._layers, self._known)
+        self._packer = Packer(self._layers, self._known, self._tell)
         self._index = IndexWriter(
             known=parent.header_as_parent() if parent else None,
             spill=self._put_index,
@@ -323,7 +323,7 @@ class _Run:
                 yield RECORD.pack(name, id_, offset, length)
 
     def _tell(self) -> None:
-        self._progress.bytes_done = self._bytes
+        self._progress.bytes_done = self._bytes + self._packer.packed.position
         self._progress.files_done = self._files
 
     def _report(self, path: bytes, error: OSError) -> None:
@@ -466,7 +466,7 @@ class _Run:
                 bytes_stored=self._stored,
                 seconds=round(time.monotonic() - self._began, 3),
             ),
-            left_out=LeftOut(list(rules.exclude), rules.caches, rules.one_file_system),
+            left_out=LeftOut([shown(os.fsencode(glob)) for glob in rules.exclude], rules.caches, rules.one_file_system),
             errors=self._errors,
         )
 

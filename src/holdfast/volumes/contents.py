@@ -144,12 +144,16 @@ def chunks_of(entries: list[Entry]) -> Iterator[Chunk]:
         for record in RECORD.iter_unpack(entry.chunks):
             chunk = Chunk._make(record)
             position += chunk.offset if chunk.layer == HOLE_LAYER else chunk.length
+            if position > first.size:
+                raise _wrong_size(first)
             yield chunk
     if position != first.size:
-        raise DamageError(
-            f"the index is malformed: the chunks of {shown(first.path)!r} do not add up to its size",
-            paths=(first.path,),
-        )
+        raise _wrong_size(first)
+
+
+def _wrong_size(file: Entry) -> DamageError:
+    path = shown(file.path)
+    return DamageError(f"the index is malformed: the chunks of {path!r} do not add up to its size", paths=(file.path,))
 
 
 def grouped(entries: Iterator[Entry]) -> Iterator[list[Entry]]:

@@ -14,7 +14,7 @@ from typing import Literal
 from holdfast.archive import pages, tar
 from holdfast.archive.metadata import kind_of, read_xattrs
 from holdfast.archive.scan import Rules, open_root, scan
-from holdfast.errors import NotFoundError, UsageError
+from holdfast.errors import DamageError, NotFoundError, UsageError
 from holdfast.model.names import SourceName
 from holdfast.model.snapshot import HOLE_LAYER, RECORD, Entry, sort_key
 from holdfast.storage.cache import Cache
@@ -164,7 +164,10 @@ def find(store: Store, cache: Cache, pattern: str, name: SourceName | None = Non
                 digest = store.resolve(source.repository, tag)
             except NotFoundError:
                 continue  # a backup was killed between the tag's two links
-            snapshot = Snapshot(store, cache, source.repository, digest)
+            try:
+                snapshot = Snapshot(store, cache, source.repository, digest)
+            except DamageError:
+                continue  # `snapshots` and `check` tell of it; here the others count
             for row in snapshot.header.pages:
                 if row.blake3 not in searched:
                     entries = pages.decode_page(snapshot.page(row), row.blake3)

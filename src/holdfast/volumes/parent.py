@@ -19,6 +19,7 @@ from holdfast.storage.store import Store
 from holdfast.volumes.snapshots import Snapshot
 
 _SMALL_LAYERS = 1024
+_MOST_AHEAD_S = 10
 
 
 def find_parent(store: Store, cache: Cache, name: SourceName, progress: Progress) -> Snapshot | None:
@@ -127,8 +128,9 @@ def time_after(parent: Snapshot | None) -> datetime:
     now = datetime.now(UTC)
     if parent is None:
         return now
-    before = datetime.fromisoformat(parent.config.created)
-    return now if now.replace(microsecond=0) != before.replace(microsecond=0) else before + timedelta(seconds=1)
+    earliest = datetime.fromisoformat(parent.config.created) + timedelta(seconds=1)
+    # A parent from a clock that ran ahead is no reason to claim its time.
+    return earliest if now < earliest < now + timedelta(seconds=_MOST_AHEAD_S) else now
 
 
 def machine_id() -> str:

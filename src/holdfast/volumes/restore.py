@@ -109,6 +109,11 @@ def _target(snapshot: Snapshot, options: Options) -> tuple[bytes, Mode]:
         raise UsageError(
             f"{snapshot.name} is no path of this machine", hint="say where to restore it with --target DIR"
         )
+    elif snapshot.name.repository != snapshot.repository:
+        raise UsageError(
+            f"this snapshot in {snapshot.repository} says that it is of {snapshot.name}",
+            hint="say where to restore it with --target DIR",
+        )
     else:
         target = os.path.realpath(snapshot.name.name)
         if source.kind == "file":
@@ -345,7 +350,7 @@ class _Run:
     ) -> None:
         """Restore a file under this name, for the one that the index has it under is not wanted."""
         group = next((g for g in grouped(self._snapshot.select([first])) if g[0].path == first), None)
-        if group is None or group[0].kind == "h":
+        if group is None or group[0].kind in "hd":
             raise DamageError(f"the index is malformed at {shown(entry.path)!r}", paths=(entry.path,))
         renamed = [_with_path(part, entry.path) for part in group]
         if renamed[0].kind == "f":
@@ -401,8 +406,13 @@ class _Run:
         status = self._tree.status(path)
         if status is None or stat.S_ISSOCK(status.st_mode) or status.st_dev != self._tree.device:
             return True
-        if any(is_below(own, _join(self._target, path)) for own in self._own) or shown(path) in self._unread:
+        if any(is_below(own, _join(self._target, path)) for own in self._own):
             return True
+        above = path
+        while above:  # a directory that could not be listed is in the snapshot as an empty one
+            if shown(above) in self._unread:
+                return True
+            above = above.rpartition(b"/")[0]
         return self._is_excluded(path, stat.S_ISDIR(status.st_mode))
 
     def _enter_ancestors(self, path: bytes) -> None:

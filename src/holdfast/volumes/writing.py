@@ -60,7 +60,18 @@ class Failures:
 class _File:
     """A file that is being written, by whichever threads have its chunks."""
 
-    __slots__ = ("beside", "descriptor", "entry", "failed", "folder", "in_new_folder", "lock", "name", "pending")
+    __slots__ = (
+        "beside",
+        "descriptor",
+        "entry",
+        "failed",
+        "folder",
+        "holes",
+        "in_new_folder",
+        "lock",
+        "name",
+        "pending",
+    )
 
     def __init__(self, entry: Entry, *, in_new_folder: bool, beside: bytes | None) -> None:
         self.entry = entry
@@ -68,6 +79,7 @@ class _File:
         self.in_new_folder = in_new_folder
         self.beside = beside
         self.pending = 1  # the planner's own, until it has planned all of the file
+        self.holes = 0
         self.descriptor: int | None = None
         self.failed = False
         self.lock = threading.Lock()
@@ -91,8 +103,7 @@ class FileWriter:
         self._pool = ThreadPoolExecutor(_WRITERS, "restore")
         self._slots = threading.Semaphore(_TASKS_WAITING)
         self._tasks: list[Future[None]] = []
-        self._lock = threading.Lock()
-        self._open_files: set[_File] = set()
+        self._open_files: set[_File] = set()  # begun and not finished; each call on it is atomic
         self._batch: dict[tuple[int, int], list[_Piece]] = {}
         self._batch_bytes = 0
         self._batch_pieces = 0
@@ -110,6 +121,7 @@ class FileWriter:
             for chunk in chunks_of(group):
                 if chunk.layer == HOLE_LAYER:
                     offset += chunk.offset
+                    file.holes += chunk.offset
                     continue
                 self._add_piece(file, offset, chunk)
                 offset += chunk.length
@@ -179,6 +191,7 @@ class FileWriter:
                     self._damaged(f"blob {self._contents.blob(key[0])} is altered", [file])
                 elif not file.failed:
                     self._write(file, offset, piece)
+                self._progress.advance(size=chunk.length)
                 self._piece_done(file)
         finally:
             self._slots.release()
@@ -197,10 +210,13 @@ class FileWriter:
             self._file_failed(file, error)
 
     def _open(self, file: _File) -> None:
-        file.descriptor = self._tree.create(file.beside or file.name, self._tree.folder(file.folder), file.entry)
-        if _has_many_chunks(file.entry):
-            with self._lock:
-                self._open_files.add(file)
+        folder = self._tree.folder(file.folder)
+        self._open_files.add(file)
+        try:
+            file.descriptor = self._tree.create(file.beside or file.name, folder, file.entry)
+        except OSError:
+            self._open_files.discard(file)
+            raise
 
     def _piece_done(self, file: _File) -> None:
         with file.lock:
@@ -225,26 +241,25 @@ class FileWriter:
         if _has_many_chunks(entry):
             os.ftruncate(descriptor, entry.size)
         self._tree.finish_file(descriptor, entry, in_new_folder=file.in_new_folder)
-        os.close(descriptor)
         file.descriptor = None
+        os.close(descriptor)
         if file.beside is not None:
             folder = self._tree.folder(file.folder)
             os.rename(file.beside, file.name, src_dir_fd=folder, dst_dir_fd=folder)
-        if _has_many_chunks(entry):
-            with self._lock:
-                self._open_files.discard(file)
-        self._progress.advance(size=entry.size, files=1)
+        self._open_files.discard(file)
+        self._progress.advance(size=file.holes, files=1)
 
     def _discard(self, file: _File) -> None:
         """Remove what was written of a file that failed."""
-        if file.descriptor is None:
+        if file not in self._open_files:
             return
+        descriptor, file.descriptor = file.descriptor, None
         with suppress(OSError):
-            os.close(file.descriptor)
-            file.descriptor = None
+            if descriptor is not None:
+                os.close(descriptor)
+        with suppress(OSError):
             os.unlink(file.beside or file.name, dir_fd=self._tree.folder(file.folder))
-        with self._lock:
-            self._open_files.discard(file)
+        self._open_files.discard(file)
 
     def _file_failed(self, file: _File, error: OSError) -> None:
         already = file.failed

@@ -30,7 +30,7 @@ from holdfast.errors import (
 from holdfast.model.urls import BucketUrl
 from holdfast.storage.bucket import PROBE_KEY, Bucket, Data, ObjectInfo
 
-# About 20 s of retries with nothing listening, and a slow link gets ten minutes for one 64 MiB layer.
+# About 20 s of retries with nothing listening, and a slow link gets ten minutes for one layer.
 _RETRIES: Any = {
     "max_retries": 8,
     "retry_timeout": timedelta(minutes=3),
