@@ -12,7 +12,7 @@ from pathlib import Path
 
 from holdfast.model.names import SourceName
 from holdfast.model.urls import BucketUrl
-from holdfast.storage.backends import open_bucket
+from holdfast.storage.backends import objects, open_bucket
 from holdfast.storage.bucket import Bucket
 from holdfast.storage.cache import Cache
 from holdfast.storage.store import Store
@@ -23,7 +23,8 @@ _numbers = itertools.count(1)
 
 
 def memory_bucket() -> Bucket:
-    """A new, empty bucket in memory."""
+    """A new, empty bucket in memory; the ones before are let go of, for those who still hold them."""
+    objects._memory_stores.clear()  # noqa: SLF001 - nothing else ends a store in memory
     return open_bucket(BucketUrl.parse(f"memory://trial-{os.getpid()}-{next(_numbers)}"))
 
 

@@ -10,7 +10,7 @@ from holdfast.errors import UsageError
 from holdfast.model.urls import BucketUrl
 
 _LEVELS = range(1, 20)
-DEFAULT_LEVEL = 3
+DEFAULT_LEVEL = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -287,3 +287,15 @@ def test_a_manifest_of_another_snapshot_is_noticed(rig):
         rig.open()
     assert str(digest) in str(caught.value)
     assert Digest.of(b"") != digest
+
+
+def test_what_stood_in_the_place_of_a_damaged_file_is_given_back(rig):
+    _, layers = _blobs(rig)
+    for digest in layers:
+        _damage(rig, blob_key(digest), "other bytes")
+    target = rig.new_target()
+    (target / "big" / "below").mkdir(parents=True)
+    (target / "big" / "below" / "file").write_bytes(b"precious")
+
+    assert b"big" in _fails(rig, target).paths
+    assert (target / "big" / "below" / "file").read_bytes() == b"precious"

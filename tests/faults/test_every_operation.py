@@ -231,6 +231,8 @@ def test_a_restore_that_fails_gives_back_what_it_moved_aside(tmp_path):
             assert b"precious" in kept
             assert b"precious too" in kept
             assert b"a file where a directory belongs" in kept
+            for name in ("big", "link", "folder"):  # the old, back in its place, or the new
+                assert os.path.lexists(target / name), at
         rig.fresh_cache()
         rig.restore(target)
         assert state(target) == state(rig.source)

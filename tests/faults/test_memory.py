@@ -11,19 +11,22 @@ import pytest
 PEAK_MIB = 300
 
 _RUN = """
-import resource, runpy, sys
+import runpy, sys
+from pathlib import Path
 sys.argv = ["holdfast", *sys.argv[1:]]
 try:
     runpy.run_module("holdfast", run_name="__main__")
 finally:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr)
+    # Not ru_maxrss: that begins with what the process held that started this one.
+    status = Path("/proc/self/status").read_text()
+    print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")), file=sys.stderr)
 """
 
 
 def _peak_mib(*arguments):
     done = subprocess.run([sys.executable, "-c", _RUN, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return int(done.stderr.splitlines()[-1])
+    return int(done.stderr.splitlines()[-1]) // 1024
 
 
 def _hash(path):
@@ -51,7 +54,7 @@ def test_a_file_of_two_gibibytes_sparse_and_dense(tmp_path):
         _peak_mib("restore", "trial", "--target", str(tmp_path / "target"), "--verify", *store),
     ]
 
-    assert max(peaks) < PEAK_MIB, peaks
+    assert 20 < max(peaks) < PEAK_MIB, peaks
     back = tmp_path / "target" / "image"
     assert back.stat().st_size == 2 << 30
     assert back.stat().st_blocks * 512 < 220 << 20

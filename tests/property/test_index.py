@@ -24,20 +24,25 @@ records = st.lists(
     st.builds(RECORD.pack, st.binary(min_size=32, max_size=32), st.integers(0, 3), st.integers(0, 2**40), st.just(9)),
     max_size=4,
 ).map(b"".join)
-entries = st.builds(
-    Entry,
-    path=path,
-    kind=st.sampled_from("fdlp"),
-    mode=st.integers(0, 0o7777),
-    uid=st.integers(0, 2**32 - 1),
-    gid=st.integers(0, 2**32 - 1),
-    size=st.integers(0, 2**62),
-    mtime_ns=st.integers(-(2**62), 2**62),
-    ctime_ns=st.integers(0, 2**62),
-    inode=st.integers(0, 2**64 - 1),
-    target=st.one_of(st.none(), st.binary(min_size=1, max_size=20).filter(lambda t: b"\0" not in t)),
-    xattrs=st.one_of(st.none(), st.lists(st.tuples(st.just(b"user.a"), st.binary(max_size=9)), min_size=1, max_size=2)),
-    chunks=records,
+fields = {
+    "path": path,
+    "mode": st.integers(0, 0o7777),
+    "uid": st.integers(0, 2**32 - 1),
+    "gid": st.integers(0, 2**32 - 1),
+    "size": st.integers(0, 2**63 - 1),
+    "mtime_ns": st.integers(-(2**63), 2**64 - 1),
+    "ctime_ns": st.integers(0, 2**64 - 1),
+    "inode": st.integers(0, 2**64 - 1),
+    "xattrs": st.one_of(st.none(), st.lists(st.tuples(st.just(b"user.a"), st.binary(max_size=9)), max_size=2)),
+    "chunks": records,
+}
+names = st.binary(min_size=1, max_size=20).filter(lambda name: b"\0" not in name)
+numbers = st.lists(st.integers(0, 2**32 - 1), min_size=2, max_size=2)
+entries = st.one_of(
+    st.builds(Entry, kind=st.sampled_from("fdp"), target=st.none(), **fields),
+    st.builds(Entry, kind=st.just("l"), target=names, **fields),
+    st.builds(Entry, kind=st.just("h"), target=path.filter(bool), **fields),
+    st.builds(Entry, kind=st.sampled_from("cb"), target=numbers, **fields),
 )
 trees = st.lists(entries, max_size=40, unique_by=lambda entry: entry.path).map(
     lambda found: sorted(found, key=lambda entry: sort_key(entry.path))

@@ -282,3 +282,20 @@ def test_a_chain_of_small_backups_stays_short(tmp_path):
             assert len(snapshot.layers) <= 5 + 1 + 60 * 1024 // 8192 + 1
             assert len(snapshot.header.indexes) <= 6 + 3
         assert rig.restored() == state(rig.source)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_path_behind_a_file_of_many_pages_can_be_restored_alone(tmp_path, seed):
+    """The page it lies in may begin in the middle of the file before."""
+    rng = random.Random(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        rig = Rig(tmp_path)
+        for number in range(6):
+            (rig.source / f"{number}-long").write_bytes(rng.randbytes(rng.randrange(20_000, 200_000)))
+            (rig.source / f"{number}-short").write_bytes(b"%d" % number)
+        rig.backup()
+        for name in sorted(os.listdir(rig.source)):
+            target = rig.new_target()
+            rig.restore(target, paths=(os.fsencode(name),))
+            assert (target / name).read_bytes() == (rig.source / name).read_bytes()

@@ -1,6 +1,7 @@
 import pytest
 
 from backups import memory_bucket
+from faulty import FaultyBucket, blob_key, read
 from holdfast.errors import (
     AccessDenied,
     AlreadyExists,
@@ -49,9 +50,9 @@ def test_put_replaces_and_create_does_not(bucket):
 def test_what_is_not_there(bucket):
     assert bucket.size("k") is None
     bucket.delete("k")
-    for read in (lambda: bucket.get("k", limit=1), lambda: bucket.get_range("k", 0, 1)):
+    for reading in (lambda: bucket.get("k", limit=1), lambda: bucket.get_range("k", 0, 1)):
         with pytest.raises(ObjectNotFound):
-            read()
+            reading()
 
 
 def test_a_limit_is_kept(bucket):
@@ -164,3 +165,24 @@ def test_a_manifest_that_registries_would_refuse_is_not_written(store, bucket):
     with pytest.raises(BucketError):
         store.put_manifest(REPOSITORY, bytes(4 * 1024 * 1024 + 1))
     assert list(bucket.objects("docker")) == []
+
+
+def test_what_a_reader_can_reach_is_there_already():
+    """The order of writing in docs/reference/format.md, key by key."""
+    bucket = FaultyBucket(memory_bucket())
+    store = Store(bucket)
+    blob = Digest.of(b"kelp")
+    store.put_blob(REPOSITORY, blob, b"kelp")
+    manifest = store.put_manifest(REPOSITORY, b"{}")
+    store.set_tag(REPOSITORY, Tag("t"), manifest)
+
+    base = "docker/registry/v2/repositories/paths/x"
+    assert [key for kind, key in bucket.calls if kind == "put"] == [
+        blob_key(str(blob)),
+        f"{base}/_layers/sha256/{blob.hex}/link",
+        blob_key(str(manifest)),
+        f"{base}/_manifests/revisions/sha256/{manifest.hex}/link",
+        f"{base}/_manifests/tags/t/index/sha256/{manifest.hex}/link",
+        f"{base}/_manifests/tags/t/current/link",
+    ]
+    assert read(bucket, f"{base}/_manifests/tags/t/current/link") == str(manifest).encode()

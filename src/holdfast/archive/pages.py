@@ -33,7 +33,7 @@ from holdfast.model.snapshot import (
 MAGIC = b"HOLDFAST\x01"
 _LENGTH = struct.Struct("<I")
 PREFIX_SIZE = len(MAGIC) + _LENGTH.size
-LARGEST_HEADER = 256 * 1024 * 1024
+LARGEST_HEADER = 64 * 1024 * 1024
 LARGEST_PAGE = 16 * 1024 * 1024
 FULL_PAGE = 4 * 1024 * 1024
 BLOB_BYTES = 32 * 1024 * 1024
@@ -261,14 +261,21 @@ def decode_page(data: bytes, name: bytes) -> list[Entry]:
         entries = _page_decoder.decode(data)
     except msgspec.MsgspecError as error:
         raise DamageError(f"a page of the index is malformed: {error}") from error
+    _check_paths([entry.path for entry in entries])
     for entry in entries:
-        if not is_safe(entry.path):
-            raise DamageError(f"the index holds a path that leads outside: {shown(entry.path)!r}")
         if entry.kind not in _PLAIN_KINDS or entry.xattrs or len(entry.chunks) % RECORD_SIZE:
             if is_sound(entry):
                 continue
             raise DamageError(f"the index is malformed at {shown(entry.path)!r}")
     return entries
+
+
+def _check_paths(paths: list[bytes]) -> None:
+    """See that no path leads out of the root. All at once, for that is many times faster than one by one."""
+    joined = b"/" + b"/".join(filter(None, paths)) + b"/"
+    if any(unsafe in joined for unsafe in (b"\0", b"//", b"/./", b"/../")):
+        worst = next(path for path in paths if not is_safe(path))
+        raise DamageError(f"the index holds a path that leads outside: {shown(worst)!r}")
 
 
 def in_order(entries: Iterable[Entry]) -> Iterator[Entry]:

@@ -9,8 +9,6 @@ import zstandard
 from holdfast.errors import DamageError
 
 Data = bytes | memoryview
-LEVELS = range(1, 20)
-DEFAULT_LEVEL = 3
 
 _local = threading.local()
 

@@ -24,7 +24,7 @@ from holdfast.archive.frames import LAYER_BYTES, Layer, LayerWriter, layer_targe
 from holdfast.archive.pack import Packer, Vanished
 from holdfast.archive.pages import IndexBlob, IndexWriter
 from holdfast.archive.scan import Found, Rules, open_root, scan
-from holdfast.archive.zstd import DEFAULT_LEVEL
+from holdfast.config import DEFAULT_LEVEL
 from holdfast.errors import DamageError, NotFoundError, SourceError, Unavailable
 from holdfast.model.digest import Digest
 from holdfast.model.names import LATEST, SourceName, Tag
@@ -312,8 +312,7 @@ class _Run:
     def _known_records(self) -> Iterator[bytes]:
         """Give the chunks that need not be stored again: the parent's, and those an unfinished backup left."""
         if self._parent is not None:
-            for entry in self._parent.entries():
-                chunks = entry.chunks
+            for chunks in self._parent.records():
                 for at in range(0, len(chunks), RECORD_SIZE):
                     record = chunks[at : at + RECORD_SIZE]
                     if RECORD.unpack(record)[1] in self._old:

@@ -11,12 +11,13 @@ from pathlib import Path
 from holdfast.archive import tar
 from holdfast.archive.metadata import kind_of
 from holdfast.errors import DamageError, NotFoundError
+from holdfast.model.digest import Digest
 from holdfast.model.names import LATEST, SourceName
 from holdfast.model.snapshot import Entry, LayerRow, sort_key, weight
 from holdfast.progress import Progress
 from holdfast.storage.cache import Cache
 from holdfast.storage.store import Store
-from holdfast.volumes.snapshots import Snapshot
+from holdfast.volumes.snapshots import Snapshot, snapshot_tags
 
 _SMALL_LAYERS = 1024
 _MOST_AHEAD_S = 10
@@ -25,7 +26,7 @@ _MOST_AHEAD_S = 10
 def find_parent(store: Store, cache: Cache, name: SourceName, progress: Progress) -> Snapshot | None:
     """Open the latest snapshot of a source; None where there is none, or it cannot be used (which is warned about)."""
     try:
-        parent = Snapshot(store, cache, name.repository, store.resolve(name.repository, LATEST))
+        parent = Snapshot(store, cache, name.repository, _latest(store, name))
     except NotFoundError:
         return None
     except DamageError as error:
@@ -34,6 +35,13 @@ def find_parent(store: Store, cache: Cache, name: SourceName, progress: Progress
     if (parent.config.machine_id or parent.config.host) != (machine_id() or platform.node()):
         progress.warn(f"the snapshot before was made on another machine, {parent.config.host}")
     return parent
+
+
+def _latest(store: Store, name: SourceName) -> Digest:
+    try:
+        return store.resolve(name.repository, LATEST)
+    except DamageError:
+        return store.resolve(name.repository, snapshot_tags(store, name)[-1])
 
 
 def layers_to_drop(rows: list[LayerRow], bare: int, target: int) -> set[int]:

@@ -461,7 +461,8 @@ class _Run:
         reasons = "; ".join(list(self._failures.damage)[:3])
         return DamageError(
             f"{len(paths)} paths of {self._snapshot.name}@{self._snapshot.tag} could not be restored: {reasons}",
-            hint="everything else was restored and nothing was deleted; an older snapshot may have these paths whole",
+            hint="everything else was restored and nothing was deleted; an older snapshot may have these paths whole; "
+            "or, where the source is still there, delete the blob from the bucket and back up: it is stored anew",
             paths=paths,
         )
 

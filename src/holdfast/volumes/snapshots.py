@@ -91,6 +91,12 @@ class Snapshot:
             entries = dropwhile(lambda entry: entry.kind == "+", entries)
         return pages.in_order(entries)
 
+    def records(self) -> Iterator[bytes]:
+        """Give the packed records of all chunks and holes, an entry's at a time."""
+        for entry in self._entries(self.header.pages):
+            if entry.chunks:
+                yield entry.chunks
+
     def select(self, paths: list[bytes]) -> Iterator[Entry]:
         """Give the entries of the paths and all below them, in order.
 

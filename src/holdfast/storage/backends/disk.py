@@ -139,8 +139,11 @@ class DiskBucket(Bucket):
         if not os.path.isdir(folder):
             parent = os.path.dirname(folder)
             self._make_folders(parent)
-            with suppress(FileExistsError):
+            try:
                 os.mkdir(folder, 0o700)
+            except FileExistsError:
+                if not os.path.isdir(folder):
+                    raise Unavailable(f"cannot store in {self.url}: {folder!r} is no directory") from None
             _sync_folder(parent)
         with self._lock:
             if len(self._synced) > _MOST_REMEMBERED:
