@@ -18,7 +18,7 @@ import typer
 from holdfast import __version__
 from holdfast.cli import volumes
 from holdfast.cli.render import View, drop_stdout, flush
-from holdfast.errors import HoldfastError, Interrupted, exit_code
+from holdfast.errors import HoldfastError, Interrupted, UsageError, exit_code
 
 _GRACE_S = 3.0
 
@@ -65,7 +65,7 @@ def run() -> None:
     sys.exit(_run(view))
 
 
-def _run(view: View) -> int:
+def _run(view: View) -> int:  # noqa: PLR0911 - one for each way it can end
     try:
         result = app(standalone_mode=False)
         if result == exit_code(Interrupted("")):  # what typer makes of Ctrl-C
@@ -76,6 +76,9 @@ def _run(view: View) -> int:
         view.fail(error)
         return exit_code(error)
     except typer.TyperException as error:  # an option or argument is wrong or missing
+        if view.json:
+            view.fail(UsageError(str(error)))
+            return error.exit_code
         error.show()  # type: ignore[attr-defined]  # whatever typer raises here has it
         return error.exit_code
     except BrokenPipeError:

@@ -117,8 +117,19 @@ def _target(snapshot: Snapshot, options: Options) -> tuple[bytes, Mode]:
     else:
         target = os.path.realpath(snapshot.name.name)
         if source.kind == "file":
-            target = os.path.dirname(target)
+            target = _beside(snapshot, target)
     return target, "merge" if source.kind == "file" else options.mode
+
+
+def _beside(snapshot: Snapshot, file: bytes) -> bytes:
+    """Give the directory of a single file, which must be called as it was: its name may have been a symlink then."""
+    entry = next(snapshot.entries(), None)
+    if entry is None or entry.path != os.path.basename(file):
+        was = shown(entry.path) if entry is not None else "nothing"
+        raise UsageError(
+            f"{snapshot.name} led to a file called {was!r}", hint="say where to restore it with --target DIR"
+        )
+    return os.path.dirname(file)
 
 
 def _lock(root: int, target: bytes) -> None:
@@ -135,7 +146,7 @@ def _restore_nowhere(snapshot: Snapshot, options: Options, target: bytes) -> Res
     restored = Restored(shown(target))
     entries = snapshot.select(list(options.paths)) if options.paths else snapshot.entries()
     for entry in entries:
-        if entry.kind in "fh":
+        if entry.kind == "f":
             restored.written += 1
             restored.bytes_written += entry.size
         elif entry.kind == "d":
