@@ -6,6 +6,7 @@ import functools
 import hashlib
 import struct
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -107,14 +108,16 @@ def forge(
         store.put_blob(name.repository, digest, blob.parts)
         return IndexRow(str(digest), blob.pages_start, blob.size)
 
-    writer = pages.IndexWriter(
-        known=parent.header_as_parent() if parent else None, spill=put, keep=lambda _name, _data: None
-    )
-    for one in tree:
-        writer.add(one)
     rows, descriptors = put_layers(store, name, layers)
     old = {row.blake3: row for row in parent.header.pages} if parent else {}
-    blob = writer.finish(rows, lambda row: parent.page(old[row.blake3]))
+    with ThreadPoolExecutor(2) as pool:
+        writer = pages.IndexWriter(
+            known=parent.header_as_parent() if parent else None, spill=put, keep=lambda _name, _data: None, pool=pool
+        )
+        writer.check = lambda: None  # what no snapshot may hold is what these are for
+        for one in tree:
+            writer.add(one)
+        blob = writer.finish(rows, lambda row: parent.page(old[row.blake3]))
     index = put(blob)
     annotation = f"{blob.header_length}:{blob.header_name.hex()}"
     older = [Descriptor(INDEX_TYPE, row.digest, row.size) for row in blob.header.indexes[1:]]

@@ -109,6 +109,7 @@ def test_an_index_in_a_store_gives_its_entries_back(seed, tiny):
         patch.setattr(pages, "_ENTRIES_A_PAGE", 3)
         if tiny:
             patch.setattr(pages, "BLOB_BYTES", 200)
+            patch.setattr(pages, "_PENDING_BYTES", 100)
             patch.setattr(pages, "MOST_BLOBS", 3)
         rig = Rig(Path(folder))
         parent = None

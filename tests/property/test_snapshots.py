@@ -35,6 +35,7 @@ def shrink(patch):
     patch.setattr(pages, "_ENTRIES_A_PAGE", 3)
     patch.setattr(pages, "_CONTINUATIONS_A_PAGE", 2)
     patch.setattr(pages, "BLOB_BYTES", 1500)
+    patch.setattr(pages, "_PENDING_BYTES", 700)
     patch.setattr(pages, "MOST_BLOBS", 6)
     patch.setattr(parent, "_SMALL_LAYERS", 5)
 

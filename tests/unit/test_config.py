@@ -43,7 +43,7 @@ def test_compression_by_option_then_environment_then_default():
     assert read_settings(environment={}).level == DEFAULT_LEVEL
 
 
-@pytest.mark.parametrize(("text", "level"), [("none", None), ("zstd", 3), ("zstd:1", 1), ("zstd:19", 19)])
+@pytest.mark.parametrize(("text", "level"), [("none", None), ("zstd", 2), ("zstd:1", 1), ("zstd:19", 19)])
 def test_compression_reads(text, level):
     assert parse_compression(text) == level
 

@@ -1,4 +1,5 @@
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
@@ -35,16 +36,21 @@ def entry(path, kind="f", **given):
     return Entry(path, kind, **(fields | given))
 
 
+def _random_files(count):
+    return [entry(path) for path in sorted(random.Random(n).randbytes(40).hex().encode() for n in range(count))]
+
+
 class Written:
     """An index as a writer made it, and its pages by name."""
 
     def __init__(self, entries, known=None, kept=None):
         self.kept = dict(kept or {})
         self.spilled = []
-        writer = IndexWriter(known=known, spill=self._spill, keep=self.kept.__setitem__)
-        for one in entries:
-            writer.add(one)
-        self.blob = writer.finish([], self.reread)
+        with ThreadPoolExecutor(2) as pool:
+            writer = IndexWriter(known=known, spill=self._spill, keep=self.kept.__setitem__, pool=pool)
+            for one in entries:
+                writer.add(one)
+            self.blob = writer.finish([], self.reread)
         self.header = self.blob.header
         self.new_pages = writer.new_pages
 
@@ -148,7 +154,8 @@ def test_pages_stay_small_whatever_is_in_them():
 
 def test_pages_are_spilled_before_they_fill_memory(monkeypatch):
     monkeypatch.setattr(pages, "BLOB_BYTES", 50_000)
-    written = Written([entry(random.Random(n).randbytes(40).hex().encode()) for n in range(6_000)])
+    monkeypatch.setattr(pages, "_PENDING_BYTES", 20_000)
+    written = Written(_random_files(6_000))
 
     assert len(written.spilled) > 2
     assert all(blob.size < 200_000 for blob in written.spilled)
@@ -285,8 +292,9 @@ def test_a_time_beyond_what_the_format_can_say_is_cut_to_what_it_can():
 def test_more_blobs_in_one_backup_than_may_be_left_behind(monkeypatch):
     """What was spilled by this very index is not read back to be written again."""
     monkeypatch.setattr(pages, "BLOB_BYTES", 2_000)
+    monkeypatch.setattr(pages, "_PENDING_BYTES", 1_000)
     monkeypatch.setattr(pages, "_ENTRIES_A_PAGE", 20)
-    written = Written([entry(random.Random(n).randbytes(40).hex().encode()) for n in range(4_000)])
+    written = Written(_random_files(4_000))
 
     assert len(written.spilled) > MOST_BLOBS
     assert len(written.header.indexes) == len(written.spilled) + 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import threading
 import uuid
@@ -22,10 +23,12 @@ from holdfast.errors import NoSpaceError, TargetError
 from holdfast.model.snapshot import Entry, shown
 
 TEMPORARY = b".holdfast-"
+_TEMPORARY_NAME = re.compile(re.escape(TEMPORARY) + rb"[0-9a-f]{32}")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FOLDERS = 48
 _ACLS = ("system.posix_acl_access", "system.posix_acl_default")
+_NOT_ALLOWED = (errno.EPERM, errno.EINVAL, errno.ENOTSUP)  # EINVAL: an owner that a user namespace does not know
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -101,10 +104,10 @@ class Tree:
         return os.readlink(name, dir_fd=self.folder(above))
 
     @contextmanager
-    def opened(self, path: bytes) -> Iterator[int]:
+    def opened(self, path: bytes, *, folder: bool = False) -> Iterator[int]:
         """Open an existing file or directory for reading, itself."""
         above, _, name = path.rpartition(b"/")
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_DIRECTORY if folder else 0)
         descriptor = os.open(name, flags, dir_fd=self.folder(above)) if path else os.dup(self._root)
         try:
             yield descriptor
@@ -167,29 +170,35 @@ class Tree:
     def finish_file(self, descriptor: int, entry: Entry, *, in_new_folder: bool) -> None:
         """Set a new file's metadata through its descriptor, times last."""
         created_mode = entry.mode & 0o777 & ~0o022 & ~self._umask
+        mode = entry.mode
         if entry.uid != self._user or entry.gid != self._group or not in_new_folder:
-            self._own(entry, lambda uid, gid: os.fchown(descriptor, uid, gid))
+            mode = self._own(entry, lambda uid, gid: os.fchown(descriptor, uid, gid))
             created_mode = -1
-        if entry.mode != created_mode:
-            os.fchmod(descriptor, entry.mode)
+        if mode != created_mode:
+            self._set_mode(descriptor, mode)
         if entry.xattrs or not in_new_folder:
             self._set_xattrs(descriptor, entry)
         os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
 
-    def set_metadata(self, entry: Entry) -> None:
-        """Set an existing directory's or file's metadata."""
-        with self.opened(entry.path) as descriptor:
-            self._own(entry, lambda uid, gid: os.fchown(descriptor, uid, gid))
-            os.fchmod(descriptor, entry.mode)
+    def set_metadata(self, entry: Entry, status: os.stat_result | None = None) -> None:
+        """Set an existing directory's or file's metadata; ``status`` is that of the file that was judged.
+
+        :raises OSError: something else stands there now.
+        """
+        with self.opened(entry.path, folder=entry.kind == "d") as descriptor:
+            if status is not None and os.fstat(descriptor).st_ino != status.st_ino:
+                raise OSError(errno.ESTALE, "another file took its place")
+            mode = self._own(entry, lambda uid, gid: os.fchown(descriptor, uid, gid))
+            self._set_mode(descriptor, mode)
             self._set_xattrs(descriptor, entry)
             os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
 
     def set_metadata_at(self, folder: int, name: bytes, entry: Entry) -> None:
         """Set the metadata of something that must not be opened: a symlink, device or fifo."""
-        self._own(entry, lambda uid, gid: os.chown(name, uid, gid, dir_fd=folder, follow_symlinks=False))
+        mode = self._own(entry, lambda uid, gid: os.chown(name, uid, gid, dir_fd=folder, follow_symlinks=False))
         place = f"/proc/self/fd/{folder}/{os.fsdecode(name)}"
         if entry.kind != "l":
-            os.chmod(name, entry.mode, dir_fd=folder)  # our own, just made under a name that nobody can guess
+            os.chmod(name, mode, dir_fd=folder)  # our own, just made under a name that nobody can guess
         if entry.xattrs:
             self._set_xattrs(place, entry)
         os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=folder, follow_symlinks=False)
@@ -219,11 +228,14 @@ class Tree:
         for known in [known for known in folders if known == path or known.startswith(path + b"/")]:
             os.close(folders.pop(known))
 
-    def remove(self, path: bytes) -> None:
-        """Remove a path and all below it. A symlink is removed, never followed; another file system is not entered."""
+    def remove(self, path: bytes, spares: Callable[[bytes, os.stat_result], bool]) -> None:
+        """Remove a path and all below it, but what is spared (``spares`` is asked with each path) and its directories.
+
+        A symlink is removed, never followed.
+        """
         self.forget_folder(path)
         above, _, name = path.rpartition(b"/")
-        _remove(self.folder(above), name, self.device)
+        _remove(self.folder(above), name, path, spares)
 
     def _folders(self) -> OrderedDict[bytes, int]:
         try:
@@ -235,11 +247,24 @@ class Tree:
                 self._open.append(folders)
             return folders
 
-    def _own(self, entry: Entry, chown: Callable[[int, int], None]) -> None:
+    def _own(self, entry: Entry, chown: Callable[[int, int], None]) -> int:
+        """Set the owner, and give the mode to set then: without its own owner, nothing may be set-user-ID."""
         try:
             chown(entry.uid, entry.gid)
-        except PermissionError:
+        except OSError as error:
+            if error.errno not in _NOT_ALLOWED:
+                raise
             self._warn("without privilege, owners cannot be restored: what is restored belongs to you")
+            return entry.mode & 0o1777
+        return entry.mode
+
+    def _set_mode(self, descriptor: int, mode: int) -> None:
+        try:
+            os.fchmod(descriptor, mode)
+        except OSError as error:
+            if error.errno not in _NOT_ALLOWED:
+                raise
+            self._warn(f"modes cannot be restored here: {error.strerror}")
 
     def _set_xattrs(self, place: int | str, entry: Entry) -> None:
         follow = isinstance(place, int)
@@ -263,9 +288,14 @@ def temporary_name() -> bytes:
     return TEMPORARY + uuid.uuid4().hex.encode()
 
 
+def aside_name() -> bytes:
+    """Give a name for what is moved out of the way. No restore but the one that moved it takes it for a leftover."""
+    return b".holdfast-aside-" + uuid.uuid4().hex.encode()
+
+
 def is_temporary(name: bytes) -> bool:
     """Whether a name is one that :func:`temporary_name` gives."""
-    return name.startswith(TEMPORARY) and len(name) == len(TEMPORARY) + 32
+    return _TEMPORARY_NAME.fullmatch(name) is not None
 
 
 def open_target(path: bytes, *, make: bool) -> int | None:
@@ -302,46 +332,58 @@ def is_fatal(error: OSError) -> bool:
     return error.errno in _FATAL
 
 
-def _remove(folder: int, name: bytes, device: int) -> None:
+_Spares = Callable[[bytes, os.stat_result], bool]
+
+
+def _remove(folder: int, name: bytes, path: bytes, spares: _Spares) -> None:
     """Remove what ``name`` is in the open ``folder``, with an own stack: trees can be deeper than Python's."""
-    if _unlinked(folder, name):
+    if _is_settled(folder, name, path, spares):
         return
-    stack = [(folder, name, _children(folder, name, device))]
+    stack = [_Removal(folder, name, path)]
     try:
         while stack:
-            above, called, (descriptor, names) = stack[-1]
-            if names:
-                child = names.pop()
-                if not _unlinked(descriptor, child):
-                    stack.append((descriptor, child, _children(descriptor, child, device)))
+            top = stack[-1]
+            if top.names:
+                child = top.names.pop()
+                below = top.path + b"/" + child
+                if not _is_settled(top.descriptor, child, below, spares):
+                    stack.append(_Removal(top.descriptor, child, below))
                 continue
             stack.pop()
-            os.close(descriptor)
-            os.rmdir(called, dir_fd=above)
+            os.close(top.descriptor)
+            try:
+                os.rmdir(top.name, dir_fd=top.folder)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
     finally:
-        for _, _, (descriptor, _) in stack:
-            os.close(descriptor)
+        for removal in stack:
+            os.close(removal.descriptor)
 
 
-def _unlinked(folder: int, name: bytes) -> bool:
-    """Remove anything but a directory; False where it is one."""
+class _Removal:
+    """A directory on its way out: where it is, and the names in it that are still to be dealt with."""
+
+    def __init__(self, folder: int, name: bytes, path: bytes) -> None:
+        self.folder = folder
+        self.name = name
+        self.path = path
+        self.descriptor = os.open(name, _DIRECTORY, dir_fd=folder)
+        self.names = [os.fsencode(child) for child in os.listdir(self.descriptor)]
+
+
+def _is_settled(folder: int, name: bytes, path: bytes, spares: _Spares) -> bool:
+    """Remove anything but a directory, unless it is spared; False where it is a directory that is not."""
     try:
+        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if spares(path, status):
+            return True
+        if stat.S_ISDIR(status.st_mode):
+            return False
         os.unlink(name, dir_fd=folder)
     except FileNotFoundError:
-        return True
-    except (IsADirectoryError, PermissionError):
-        if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-            return False
-        raise
+        pass
     return True
-
-
-def _children(folder: int, name: bytes, device: int) -> tuple[int, list[bytes]]:
-    descriptor = os.open(name, _DIRECTORY, dir_fd=folder)
-    if os.fstat(descriptor).st_dev != device:
-        os.close(descriptor)
-        raise OSError(errno.EXDEV, "another file system is mounted there")
-    return descriptor, [os.fsencode(child) for child in os.listdir(descriptor)]
 
 
 def _umask() -> int:

@@ -104,6 +104,7 @@ class LayerWriter:
         self._level = level
         self._pool = pool
         self._close = close
+        self.ids: set[int] = set()
         self._next_id = first_id
         self._count = layers
         self._buffers: SimpleQueue[memoryview] = SimpleQueue()
@@ -162,6 +163,7 @@ class LayerWriter:
         self.commit(layer, size)
         self._close_frame()
         self._layer = None
+        self.ids.add(layer.id)
         self._close(layer)
 
     def _close_frame(self) -> None:

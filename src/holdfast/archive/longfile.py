@@ -194,7 +194,12 @@ def _data_extents(descriptor: int, size: int, *, sparse: bool) -> Iterator[tuple
             return
         if start >= size:
             return
-        end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
+        try:
+            end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            end = size  # it became shorter: reading on will show it
         yield start, end
 
 

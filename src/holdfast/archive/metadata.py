@@ -46,10 +46,11 @@ def entry_of(
 ) -> Entry:
     """Give the entry of a path, without contents yet.
 
-    Where the file system's clock could hide a change right after this moment, and where it is not ``settled``,
-    ``ctime_ns`` is 0: read it again next time.
+    Where the file system's clock could hide a change right after this moment, where it is not ``settled``, and where
+    its attributes could not be read (``xattrs`` is an empty list), ``ctime_ns`` is 0: read it again next time.
     """
-    ctime_ns = status.st_ctime_ns if settled else 0
+    unread = xattrs is not None and not xattrs
+    ctime_ns = status.st_ctime_ns if settled and not unread else 0
     age = time_ns() - ctime_ns
     if age < _COARSE_TICK_NS and (age < _TICK_NS or ctime_ns % _SECOND_NS == 0):
         ctime_ns = 0
@@ -64,7 +65,7 @@ def entry_of(
         ctime_ns,
         status.st_ino,
         target,
-        xattrs,
+        xattrs or None,
         b"",
     )
 

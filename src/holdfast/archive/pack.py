@@ -40,12 +40,22 @@ class Vanished(Exception):
 class Packer:
     """Turns what was found into entries, and new contents into layers. Used by one thread."""
 
-    def __init__(self, layers: LayerWriter, known: ChunkMap, tell: Callable[[], None]) -> None:
-        """``tell`` is called now and then while a long file is read: look at ``packed`` then."""
+    def __init__(
+        self,
+        layers: LayerWriter,
+        known: ChunkMap,
+        tell: Callable[[], None],
+        report: Callable[[bytes, OSError], None],
+    ) -> None:
+        """``tell`` is called now and then while a long file is read: look at ``packed`` then.
+
+        ``report`` is given paths of which not all could be read.
+        """
+        self._report = report
         self._layers = layers
         self._known = known
         self._open_flags = _FILE | getattr(os, "O_NOATIME", 0)
-        self._links: dict[tuple[int, int], bytes] = {}
+        self._links: dict[tuple[int, ...], bytes] = {}
         self.packed = Packed()
         self._long_files = LongFiles(layers, known, self.packed, tell)
 
@@ -65,12 +75,12 @@ class Packer:
 
     def first_name(self, status: os.stat_result) -> bytes | None:
         """Give the path under which a file of several names was found first; None if this is the first."""
-        return self._links.get((status.st_dev, status.st_ino)) if status.st_nlink > 1 else None
+        return self._links.get(_identity(status)) if status.st_nlink > 1 else None
 
     def keep_name(self, path: bytes, status: os.stat_result) -> None:
         """Note the name of a file that is in the snapshot, for further names of it."""
         if status.st_nlink > 1 and status.st_mode & _FORMAT != stat.S_IFDIR:
-            self._links.setdefault((status.st_dev, status.st_ino), path)
+            self._links.setdefault(_identity(status), path)
 
     def _link(self, path: bytes, status: os.stat_result, first: bytes) -> Entry:
         entry = entry_of(path, "h", status, target=first)
@@ -91,10 +101,18 @@ class Packer:
                 raise
         elif kind in "cb":
             target = list(tar.device_numbers(status.st_rdev))
-        xattrs = read_xattrs(f"/proc/self/fd/{found.folder}/{found.name}")
+        xattrs = self._xattrs(f"/proc/self/fd/{found.folder}/{found.name}", found.path)
         entry = entry_of(found.path, kind, status, xattrs, target=target)
         self._layers_header(entry)
         return entry
+
+    def _xattrs(self, place: int | str, path: bytes) -> list[tuple[bytes, bytes]] | None:
+        """Read extended attributes. Those that cannot be read cost themselves alone: an empty list says so."""
+        try:
+            return read_xattrs(place)
+        except OSError as error:
+            self._report(path, error)
+            return []
 
     def _layers_header(self, entry: Entry) -> None:
         head = tar.member_header(entry)
@@ -116,7 +134,9 @@ class Packer:
             entries = self._contents(descriptor, path, status, strict=True)
             self.keep_name(path, status)
         except ChangedFile as change:
-            return self._again(descriptor, path, change.status)
+            entries = self._again(descriptor, path, change.status)
+            self.keep_name(path, os.fstat(descriptor))
+            return entries
         else:
             return entries
         finally:
@@ -147,21 +167,19 @@ class Packer:
             raise Vanished
         if size > SMALL_FILE or status.st_blocks * 512 < size:
             return self._long(descriptor, path, status, strict=strict)
-        xattrs = read_xattrs(descriptor)
-        entry = entry_of(path, "f", status, xattrs, settled=strict)
-        head = tar.header(path, "f", entry.mode, entry.uid, entry.gid, size, entry.mtime_ns, xattrs=xattrs)
+        entry = entry_of(path, "f", status, self._xattrs(descriptor, path), settled=strict)
+        head = tar.header(path, "f", entry.mode, entry.uid, entry.gid, size, entry.mtime_ns, xattrs=entry.xattrs)
         start, total = len(head), len(head) + tar.member_size(size)
         layer = self._layers.begin(total)
         place = self._layers.place(total)
         content = place[start : start + size]
-        got = os.preadv(descriptor, [content], 0) if size else 0
+        got = _read_into(descriptor, content)
         after = os.fstat(descriptor)
         if after.st_ctime_ns != status.st_ctime_ns or after.st_size != size or got != size:
             if strict:
                 raise ChangedFile(after)
             if got != size:
-                # Shorter each time: what is missing reads as zeros, as in a file cut short and extended again.
-                content[got:] = bytes(size - got)
+                return self._shorter(path, status, bytes(content[:got]))
         self.packed.bytes_read += got
         if size:
             record = RECORD.pack(blake3(content).digest(), layer.id, layer.tar_bytes + start, size)
@@ -178,8 +196,25 @@ class Packer:
             self._layers.commit(layer, total)
         return [entry]
 
+    def _shorter(self, path: bytes, status: os.stat_result, data: bytes) -> Iterable[Entry]:
+        """Give the entry of a file that had less in it, each time it was read, than its size said."""
+        self.packed.bytes_read += len(data)
+        entry = entry_of(path, "f", status, settled=False)
+        entry.size = len(data)
+        head = tar.member_header(entry)
+        layer = self._layers.begin(len(head) + tar.member_size(len(data)))
+        record = RECORD.pack(blake3(data).digest(), layer.id, layer.tar_bytes + len(head), len(data))
+        known = self._known.add(record) if data else record
+        if known is not record:
+            self.packed.reuse(known)
+        else:
+            self._layers.write(layer, head + data + tar.padding(len(data)), record if data else b"")
+            self.packed.bytes_new += len(data)
+        entry.chunks = known if data else b""
+        return [entry]
+
     def _long(self, descriptor: int, path: bytes, status: os.stat_result, *, strict: bool) -> Iterable[Entry]:
-        entry = entry_of(path, "f", status, read_xattrs(descriptor), settled=strict)
+        entry = entry_of(path, "f", status, self._xattrs(descriptor, path), settled=strict)
         sparse = status.st_blocks * 512 < status.st_size
         size, records = self._long_files.read(descriptor, entry, sparse=sparse)
         after = os.fstat(descriptor)
@@ -188,3 +223,19 @@ class Packer:
             raise ChangedFile(after)
         entry.size = size
         return entries_of(entry, records)
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    """Give what tells the names of one file from those of another that was given its inode meanwhile."""
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _read_into(descriptor: int, place: memoryview) -> int:
+    """Read a file from its beginning until the place is full or the file ends: one read may give less than there is."""
+    got = 0
+    while got < len(place):
+        more = os.preadv(descriptor, [place[got:]], got)
+        if not more:
+            break
+        got += more
+    return got

@@ -10,13 +10,15 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from itertools import pairwise
 from zlib import crc32
 
 import msgspec
 from blake3 import blake3
 
 from holdfast.archive import zstd
-from holdfast.errors import DamageError
+from holdfast.errors import DamageError, HoldfastError
 from holdfast.model.snapshot import (
     RECORD_SIZE,
     Entry,
@@ -37,6 +39,7 @@ LARGEST_HEADER = 64 * 1024 * 1024
 LARGEST_PAGE = 16 * 1024 * 1024
 FULL_PAGE = 4 * 1024 * 1024
 BLOB_BYTES = 32 * 1024 * 1024
+_PENDING_BYTES = 8 * 1024 * 1024
 _ENTRIES_A_PAGE = 128
 _CONTINUATIONS_A_PAGE = 8
 _ENTRY_OVERHEAD = 80
@@ -80,7 +83,7 @@ class IndexWriter:
 
     ``known`` are the pages of the parent's header: a page of the same name is referenced where it lies. ``spill`` is
     given an index blob whenever :data:`BLOB_BYTES` of new pages have come together, puts it, and returns its row: that
-    bounds memory. ``keep`` is called with each page (name, uncompressed bytes), for a cache.
+    bounds memory. ``keep`` is called with each page (name, uncompressed bytes), for a cache. ``pool`` compresses.
     """
 
     def __init__(
@@ -89,7 +92,9 @@ class IndexWriter:
         known: IndexHeader | None,
         spill: Callable[[IndexBlob], IndexRow],
         keep: Callable[[bytes, bytes], None],
+        pool: Executor,
     ) -> None:
+        self._pool = pool
         self._known = {page.blake3: page for page in known.pages} if known else {}
         self._known_indexes = known.indexes if known else []
         self._spill = spill
@@ -101,7 +106,10 @@ class IndexWriter:
         self._numbers: dict[str, int] = {}
         self._frames: list[bytes] = []
         self._frames_size = 0
+        self._pending: list[tuple[PageRow, Future[bytes]]] = []
+        self._pending_size = 0
         self._spilled: set[int] = set()
+        self._last_key: bytes | None = None
         self.new_pages = 0
 
     def add(self, entry: Entry) -> None:
@@ -121,7 +129,9 @@ class IndexWriter:
         more: ``reread`` gives such a page's uncompressed bytes, and it is written again.
         """
         self._cut()
+        self._settle()
         self._drop_sparse_blobs(reread)
+        self._settle()
         rows = [row for row in self._pages if row.index]
         used = sorted({row.index for row in rows})
         renumbered = {old: new for new, old in enumerate(used, 1)}
@@ -129,12 +139,30 @@ class IndexWriter:
             row.index = renumbered[row.index]
         indexes = [self._indexes[0], *(self._indexes[old] for old in used)]
         blob = IndexBlob(IndexHeader(layers, indexes, self._pages), self._frames)
+        if len(blob.header_data) > LARGEST_HEADER:
+            raise HoldfastError(
+                f"the source has too many paths for one snapshot ({len(self._pages)} pages)", hint="back it up in parts"
+            )
         self._keep(blob.header_name, blob.header_data)
         return blob
+
+    def check(self) -> None:
+        """See that what is written could be read again: a snapshot that cannot be restored must not be committed.
+
+        :raises HoldfastError: the walk gave paths out of order, or one twice.
+        """
+        paths = [entry.path for entry in self._entries if entry.kind != "+"]
+        keys = [self._last_key, *map(sort_key, paths)] if self._last_key is not None else list(map(sort_key, paths))
+        if any(after <= before for before, after in pairwise(keys)):
+            raise HoldfastError("the paths of the source came out of order: nothing was committed, run it again")
+        _check_paths(paths)
+        if keys:
+            self._last_key = keys[-1]
 
     def _cut(self) -> None:
         if not self._entries:
             return
+        self.check()
         try:
             data = _encoder.encode(self._entries)
         except OverflowError:
@@ -152,18 +180,32 @@ class IndexWriter:
             number = self._number(self._known_indexes[old.index])
             self._pages.append(PageRow(first, name, number, old.offset, old.length))
             return
-        self._keep(name, data)
         self._pages.append(self._store(first, name, data))
 
     def _store(self, first: bytes, name: bytes, data: bytes) -> PageRow:
-        frame = zstd.compress(data, _LEVEL)
-        if self._frames_size + len(frame) > BLOB_BYTES and self._frames:
+        if self._pending_size + len(data) > _PENDING_BYTES or self._frames_size > BLOB_BYTES:
+            self._settle()
+        if self._frames_size > BLOB_BYTES:
             self._flush()
-        row = PageRow(first, name, 0, self._frames_size, len(frame))
-        self._frames.append(frame)
-        self._frames_size += len(frame)
+        row = PageRow(first, name, 0, 0, 0)
+        self._pending.append((row, self._pool.submit(self._seal, name, data)))
+        self._pending_size += len(data)
         self.new_pages += 1
         return row
+
+    def _seal(self, name: bytes, data: bytes) -> bytes:
+        self._keep(name, data)
+        return zstd.compress(data, _LEVEL)
+
+    def _settle(self) -> None:
+        """Wait for the pages that are being compressed: only then is known where each lies."""
+        for row, future in self._pending:
+            frame = future.result()
+            row.offset, row.length = self._frames_size, len(frame)
+            self._frames.append(frame)
+            self._frames_size += len(frame)
+        self._pending = []
+        self._pending_size = 0
 
     def _flush(self) -> None:
         """Put the new pages so far as an index blob of their own, with an empty header."""
@@ -273,8 +315,8 @@ def decode_page(data: bytes, name: bytes) -> list[Entry]:
 def _check_paths(paths: list[bytes]) -> None:
     """See that no path leads out of the root. All at once, for that is many times faster than one by one."""
     joined = b"/" + b"/".join(filter(None, paths)) + b"/"
-    if any(unsafe in joined for unsafe in (b"\0", b"//", b"/./", b"/../")):
-        worst = next(path for path in paths if not is_safe(path))
+    if joined != b"//" and any(unsafe in joined for unsafe in (b"\0", b"//", b"/./", b"/../")):
+        worst = next((path for path in paths if not is_safe(path)), b"")
         raise DamageError(f"the index holds a path that leads outside: {shown(worst)!r}")
 
 

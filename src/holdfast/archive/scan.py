@@ -132,16 +132,25 @@ def _list(folder: int, path: bytes, rules: Rules, report: Callable[[bytes, OSErr
         with os.scandir(folder) as entries:
             found = list(entries)
     except OSError as error:
+        if not path:
+            raise SourceError(f"cannot list the source: {error.strerror}") from error
         report(path, error)
         return []
     if rules.caches and is_cache(folder):
         return [entry for entry in found if entry.name == _CACHE_TAG]
-    # Names sort by their bytes. Code points sort like their UTF-8 bytes, so plain text is right as it is; only the
-    # surrogates that stand for other bytes are not.
-    found.sort(key=_by_name)
-    if found and found[-1].name > "\ud7ff":
-        found.sort(key=lambda entry: os.fsencode(entry.name))
+    names = [entry.name for entry in found]
+    if len(set(names)) != len(names):  # some file systems list a name twice while it is being changed
+        found = list({entry.name: entry for entry in found}.values())
+    # Names sort by their bytes. That is how text sorts, but for the surrogates that stand for bytes which are no text.
+    if "".join(names).isascii():
+        found.sort(key=_by_name)
+    else:
+        found.sort(key=_by_bytes)
     return found
+
+
+def _by_bytes(entry: os.DirEntry[str]) -> bytes:
+    return fsencode(entry.name)
 
 
 def _by_name(entry: os.DirEntry[str]) -> str:

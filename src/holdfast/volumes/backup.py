@@ -7,6 +7,7 @@ sees anything; a backup that is killed leaves blobs that nothing references, and
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import os
 import platform
@@ -21,11 +22,12 @@ import msgspec
 
 from holdfast.archive.chunks import CHUNKER, ChunkMap
 from holdfast.archive.frames import LAYER_BYTES, Layer, LayerWriter, layer_target
+from holdfast.archive.metadata import kind_of
 from holdfast.archive.pack import Packer, Vanished
 from holdfast.archive.pages import IndexBlob, IndexWriter
 from holdfast.archive.scan import Found, Rules, open_root, scan
 from holdfast.config import DEFAULT_LEVEL
-from holdfast.errors import DamageError, NotFoundError, SourceError, Unavailable
+from holdfast.errors import DamageError, HoldfastError, NotFoundError, SourceError, Unavailable
 from holdfast.model.digest import Digest
 from holdfast.model.names import LATEST, SourceName, Tag
 from holdfast.model.oci import MANIFEST_TYPE, Descriptor, Manifest
@@ -228,11 +230,12 @@ class _Run:
             first_id=first_id,
             layers=len(self._old),
         )
-        self._packer = Packer(self._layers, self._known, self._tell)
+        self._packer = Packer(self._layers, self._known, self._tell, self._report)
         self._index = IndexWriter(
             known=parent.header_as_parent() if parent else None,
             spill=self._put_index,
             keep=lambda name, data: cache.put(name.hex(), data),
+            pool=self._compressors,
         )
 
     def back_up(self) -> Done:
@@ -249,6 +252,9 @@ class _Run:
             elif entry.kind != "+":
                 self._others += 1
         self._tell()
+        if self._source.kind == "file" and not self._files:
+            reason = self._errors[0].reason if self._errors else "it vanished"
+            raise SourceError(f"cannot read {shown(self._source.path)!r}: {reason}")
         self._layers.flush()
         for upload in self._uploads:
             upload.result()
@@ -282,12 +288,26 @@ class _Run:
 
     def _packed(self, found: Found) -> Iterable[Entry]:
         try:
-            return self._packer.pack(found)
-        except Vanished:
-            return ()
+            try:
+                return self._packer.pack(found)
+            except Vanished:
+                return self._packed_as_it_is_now(found)
         except OSError as error:
             self._report(found.path, error)
             return ()
+
+    def _packed_as_it_is_now(self, found: Found) -> Iterable[Entry]:
+        """Look once more at a path that was something else, or gone, when it was to be read."""
+        try:
+            found.status = os.stat(found.name, dir_fd=found.folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return ()
+        if kind_of(found.status.st_mode) in (None, "d"):  # a directory's content is not in this walk
+            raise OSError(errno.EAGAIN, "it became something else while it was read")
+        try:
+            return self._packer.pack(found)
+        except Vanished as error:
+            raise OSError(errno.EAGAIN, "it keeps becoming something else") from error
 
     def _found(self) -> Iterator[Found]:
         if self._source.kind == "file":
@@ -333,10 +353,10 @@ class _Run:
     # Into the store
 
     def _close_layer(self, layer: Layer) -> None:
-        for upload in self._uploads:
-            if upload.done():
-                upload.result()
-        self._uploads = [upload for upload in self._uploads if not upload.done()]
+        done = [upload for upload in self._uploads if upload.done()]
+        for upload in done:
+            upload.result()
+            self._uploads.remove(upload)
         self._uploading.take(layer.tar_bytes)
         self._uploads.append(self._uploaders.submit(self._put_layer, layer))
         self._uploading.wait()
@@ -365,6 +385,9 @@ class _Run:
         return IndexRow(str(digest), blob.pages_start, blob.size)
 
     def _commit(self) -> Done:
+        missing = self._layers.ids - self._fresh.keys()
+        if missing:
+            raise HoldfastError(f"{len(missing)} layers were not stored: nothing was committed, run it again")
         rows, descriptors = self._layer_table()
         blob = self._index.finish(rows, self._reread)
         header = blob.header

@@ -19,10 +19,10 @@ from typing import Literal
 from holdfast.archive.chunks import chunk_name
 from holdfast.archive.extract import (
     Tree,
+    aside_name,
     is_temporary,
     open_target,
     target_error,
-    temporary_name,
 )
 from holdfast.archive.scan import is_cache, matcher
 from holdfast.errors import BusyError, DamageError, UsageError
@@ -217,7 +217,7 @@ class _Run:
             self._put_back()
         elif not self._dry:
             for path in self._surplus:
-                self._try(self._tree.remove, path)
+                self._try(self._remove, path)
         if not self._dry:
             self._set_folders()
         self._result.seconds = round(time.monotonic() - self._began, 3)
@@ -247,6 +247,9 @@ class _Run:
         self._leave(entry.path)
         try:
             self._enter_ancestors(entry.path)
+        except DamageError as error:
+            self._failures.note_damage(str(error), entry.path)
+            return
         except OSError as error:
             raise target_error(_join(self._target, entry.path), error) from error
         self._try(self._plan_entry, entry, group)
@@ -310,7 +313,7 @@ class _Run:
         if status.st_nlink > 1:
             return False  # its other names may be none of the snapshot's
         if not self._tree.has_metadata(entry, status) and not self._dry:
-            self._tree.set_metadata(entry)
+            self._tree.set_metadata(entry, status)
         return True
 
     def _same_contents(self, group: list[Entry]) -> bool:
@@ -395,7 +398,7 @@ class _Run:
             return
         if is_folder and self._mode == "merge" and self._tree.names(entry.path):
             raise OSError(errno.EISDIR, "a directory that is not empty stands in its place (use replace)")
-        aside = _join(entry.path.rpartition(b"/")[0], temporary_name())
+        aside = _join(entry.path.rpartition(b"/")[0], aside_name())
         self._tree.rename(entry.path, aside)
         self._displaced.append((aside, entry.path))
         self._surplus.append(aside)
@@ -406,21 +409,28 @@ class _Run:
             folder = self._stack.pop()
             for name in sorted(folder.extras or ()):
                 surplus = _join(folder.path, name)
-                if not is_temporary(name) and self._is_spared(surplus):
+                if not is_temporary(name) and self._is_spared(surplus, self._tree.status(surplus)):
                     continue
                 self._surplus.append(surplus)
                 if not is_temporary(name):
                     self._result.deleted.append(shown(surplus))
 
-    def _is_spared(self, path: bytes) -> bool:
+    def _remove(self, path: bytes) -> None:
+        # What was moved aside is judged by the name that it had.
+        was = next((original for aside, original in self._displaced if aside == path), path)
+        if is_temporary(path.rpartition(b"/")[2]):
+            self._tree.remove(path, lambda _path, _status: False)
+            return
+        self._tree.remove(path, lambda below, status: self._is_spared(was + below[len(path) :], status))
+
+    def _is_spared(self, path: bytes, status: os.stat_result | None) -> bool:
         """Whether a path that the snapshot does not have was never meant to be in it, and so is not removed."""
-        status = self._tree.status(path)
         if status is None or stat.S_ISSOCK(status.st_mode) or status.st_dev != self._tree.device:
             return True
         if any(is_below(own, _join(self._target, path)) for own in self._own):
             return True
         above = path
-        while above:  # a directory that could not be listed is in the snapshot as an empty one
+        while self._unread and above:  # a directory that could not be listed is in the snapshot as an empty one
             if shown(above) in self._unread:
                 return True
             above = above.rpartition(b"/")[0]
@@ -489,6 +499,8 @@ class _Run:
             with suppress(OSError):
                 if self._tree.status(path) is None:
                     self._tree.rename(aside, path)
+                elif self._mode == "merge":  # a file or an empty directory: what took its place has overwritten it
+                    self._remove(aside)
 
     def _set_folders(self) -> None:
         """Set the directories' metadata, the deepest first, once nothing in them changes any more."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from holdfast.archive.chunks import chunk_name
 from holdfast.archive.extract import Tree, is_fatal, target_error, temporary_name
-from holdfast.errors import DamageError
+from holdfast.errors import DamageError, HoldfastError
 from holdfast.model.snapshot import HOLE_LAYER, RECORD, RECORD_SIZE, Entry, PathError, shown
 from holdfast.progress import Progress
 from holdfast.volumes.contents import Chunk, Contents, chunks_of
@@ -134,6 +134,8 @@ class FileWriter:
         self._flush(everything=True)
         for task in self._tasks:
             task.result()
+        if self._open_files:
+            raise HoldfastError(f"{len(self._open_files)} files were not finished: run it again")
 
     def abandon(self) -> None:
         """Stop, and leave no half-written file behind."""
@@ -171,10 +173,10 @@ class FileWriter:
         self._batch_bytes = sum(chunk.length for _, _, chunk in kept or ())
 
     def _check_tasks(self) -> None:
-        for task in self._tasks:
-            if task.done():
-                task.result()
-        self._tasks = [task for task in self._tasks if not task.done()]
+        done = [task for task in self._tasks if task.done()]
+        for task in done:
+            task.result()
+            self._tasks.remove(task)
 
     def _write_frame(self, key: tuple[int, int], pieces: list[_Piece]) -> None:
         try:
