@@ -232,7 +232,7 @@ def test_an_owner_that_cannot_be_set_costs_no_contents(rig, monkeypatch):
 
 
 def test_a_restore_is_over_only_when_every_file_is(rig, monkeypatch):
-    (rig.source / "a").write_bytes(b"kelp")
+    (rig.source / "a").write_bytes(os.urandom(3_000_000))
     rig.backup()
     monkeypatch.setattr("holdfast.volumes.writing.FileWriter._finish", lambda _self, _file: None)
     with pytest.raises(Exception, match="not finished"):

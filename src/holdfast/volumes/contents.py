@@ -38,6 +38,7 @@ class Contents:
         self._layers = snapshot.layers
         self._order = sorted(snapshot.layers)
         self._tables: dict[int, Future[FrameTable]] = {}
+        self._ready: dict[int, FrameTable] = {}
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(_TABLES_AHEAD, "tables")
 
@@ -107,6 +108,12 @@ class Contents:
             raise DamageError(f"the index names layer {layer}, which the snapshot does not have") from error
 
     def _table(self, layer: int) -> FrameTable:
+        ready = self._ready.get(layer)
+        if ready is None:
+            ready = self._ready[layer] = self._awaited(layer)
+        return ready
+
+    def _awaited(self, layer: int) -> FrameTable:
         future = self._tables.get(layer)
         if future is None:
             self._descriptor(layer)

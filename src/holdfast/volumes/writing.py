@@ -68,6 +68,7 @@ class _File:
         "folder",
         "holes",
         "in_new_folder",
+        "is_one_chunk",
         "lock",
         "name",
         "pending",
@@ -79,6 +80,7 @@ class _File:
         self.in_new_folder = in_new_folder
         self.beside = beside
         self.pending = 1  # the planner's own, until it has planned all of the file
+        self.is_one_chunk = False
         self.holes = 0
         self.descriptor: int | None = None
         self.failed = False
@@ -116,6 +118,7 @@ class FileWriter:
         :raises HoldfastError: what went wrong meanwhile with the files before, if it concerns all.
         """
         file = _File(group[0], in_new_folder=in_new_folder, beside=None if in_new_folder else temporary_name())
+        file.is_one_chunk = _is_one_chunk(group)
         try:
             offset = 0
             for chunk in chunks_of(group):
@@ -191,12 +194,37 @@ class FileWriter:
                 piece = data[chunk.offset - start : chunk.offset - start + chunk.length]
                 if chunk_name(piece) != chunk.name:
                     self._damaged(f"blob {self._contents.blob(key[0])} is altered", [file])
+                elif file.is_one_chunk:
+                    self._write_whole(file, piece)
+                    continue
                 elif not file.failed:
                     self._write(file, offset, piece)
                 self._progress.advance(size=chunk.length)
                 self._piece_done(file)
         finally:
             self._slots.release()
+
+    def _write_whole(self, file: _File, data: memoryview) -> None:
+        """Write a file that is this one chunk: nobody else has anything to do with it."""
+        self._progress.advance(size=len(data), files=1)
+        folder = self._tree.folder(file.folder)
+        name = file.beside or file.name
+        made = False
+        try:
+            descriptor = self._tree.create(name, folder, file.entry)
+            made = True
+            try:
+                _write_all(descriptor, data, 0)
+                self._tree.finish_file(descriptor, file.entry, in_new_folder=file.in_new_folder)
+            finally:
+                os.close(descriptor)
+            if file.beside is not None:
+                os.rename(file.beside, file.name, src_dir_fd=folder, dst_dir_fd=folder)
+        except OSError as error:
+            if made:
+                with suppress(OSError):
+                    os.unlink(name, dir_fd=folder)
+            self._file_failed(file, error)
 
     def _write(self, file: _File, offset: int, data: memoryview) -> None:
         try:
@@ -205,9 +233,7 @@ class FileWriter:
                     self._open(file)
                 descriptor = file.descriptor
             assert descriptor is not None  # noqa: S101 - just opened
-            while data:
-                written = os.pwrite(descriptor, data, offset)
-                data, offset = data[written:], offset + written
+            _write_all(descriptor, data, offset)
         except OSError as error:
             self._file_failed(file, error)
 
@@ -240,8 +266,7 @@ class FileWriter:
         descriptor = file.descriptor
         assert descriptor is not None  # noqa: S101 - just opened
         entry = file.entry
-        if _has_many_chunks(entry):
-            os.ftruncate(descriptor, entry.size)
+        os.ftruncate(descriptor, entry.size)  # a hole may end it
         self._tree.finish_file(descriptor, entry, in_new_folder=file.in_new_folder)
         file.descriptor = None
         os.close(descriptor)
@@ -276,6 +301,16 @@ class FileWriter:
                 self._failures.note_damage(reason, file.entry.path)
 
 
-def _has_many_chunks(entry: Entry) -> bool:
-    """Whether a file is anything but one chunk: then several threads may write it, and a hole may end it."""
-    return len(entry.chunks) != RECORD_SIZE or RECORD.unpack(entry.chunks)[1] == HOLE_LAYER
+def _is_one_chunk(group: list[Entry]) -> bool:
+    """Whether a file is one chunk and nothing else, as most are: then one thread writes all of it."""
+    entry = group[0]
+    if len(group) != 1 or len(entry.chunks) != RECORD_SIZE:
+        return False
+    _, layer, _, length = RECORD.unpack(entry.chunks)
+    return bool(layer != HOLE_LAYER and length == entry.size)
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
