@@ -16,7 +16,8 @@ from holdfast.model.snapshot import HOLE_LAYER, RECORD, RECORD_SIZE, Entry, Path
 from holdfast.progress import Progress
 from holdfast.volumes.contents import Chunk, Contents, chunks_of
 
-_WRITERS = 4
+_READERS = 4
+_WRITERS = max(2, os.cpu_count() or 2)
 _TASKS_WAITING = 8
 _BATCH_BYTES = 64 * 1024 * 1024
 _BATCH_PIECES = 16 * 1024
@@ -102,8 +103,9 @@ class FileWriter:
         self._tree = tree
         self._failures = failures
         self._progress = progress
-        self._pool = ThreadPoolExecutor(_WRITERS, "restore")
+        self._pool = ThreadPoolExecutor(_READERS, "restore")
         self._slots = threading.Semaphore(_TASKS_WAITING)
+        self._writing = threading.Semaphore(_WRITERS)
         self._tasks: list[Future[None]] = []
         self._open_files: set[_File] = set()  # begun and not finished; each call on it is atomic
         self._batch: dict[tuple[int, int], list[_Piece]] = {}
@@ -190,19 +192,23 @@ class FileWriter:
                 for file, _, _ in pieces:
                     self._piece_done(file)
                 return
-            for file, offset, chunk in pieces:
-                piece = data[chunk.offset - start : chunk.offset - start + chunk.length]
-                if chunk_name(piece) != chunk.name:
-                    self._damaged(f"blob {self._contents.blob(key[0])} is altered", [file])
-                elif file.is_one_chunk:
-                    self._write_whole(file, piece)
-                    continue
-                elif not file.failed:
-                    self._write(file, offset, piece)
-                self._progress.advance(size=chunk.length)
-                self._piece_done(file)
+            with self._writing:
+                self._write_pieces(key, pieces, start, data)
         finally:
             self._slots.release()
+
+    def _write_pieces(self, key: tuple[int, int], pieces: list[_Piece], start: int, data: memoryview) -> None:
+        for file, offset, chunk in pieces:
+            piece = data[chunk.offset - start : chunk.offset - start + chunk.length]
+            if chunk_name(piece) != chunk.name:
+                self._damaged(f"blob {self._contents.blob(key[0])} is altered", [file])
+            elif file.is_one_chunk:
+                self._write_whole(file, piece)
+                continue
+            elif not file.failed:
+                self._write(file, offset, piece)
+            self._progress.advance(size=chunk.length)
+            self._piece_done(file)
 
     def _write_whole(self, file: _File, data: memoryview) -> None:
         """Write a file that is this one chunk: nobody else has anything to do with it."""
