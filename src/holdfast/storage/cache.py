@@ -51,11 +51,6 @@ class Cache:
             with suppress(OSError):
                 os.unlink(temporary)
 
-    def drop(self, name: str) -> None:
-        """Forget a piece."""
-        with suppress(OSError):
-            os.unlink(self._path(name))
-
     def notes(self, name: str) -> Path:
         """Give the folder of notes that backups of one source in one bucket leave for each other."""
         return self.folder / "unfinished" / name
