@@ -123,7 +123,9 @@ def test_restores_killed_at_random(tree, tmp_path, where, request):
     (target / "0").mkdir(parents=True)
     (target / "0" / "surplus").write_bytes(b"precious")
     killed = 0
-    for _ in range(10):
+    for number in range(60):
+        if number >= 10 and killed:
+            break
         before = contents(target)
         code, _, error = _killed_after(
             rng.uniform(0.1, 0.45), ["restore", "trial", "--store", url, "--target", str(target)]
@@ -185,7 +187,10 @@ def test_an_interrupted_restore_leaves_no_half_written_file(tree, tmp_path, how)
     whole = contents(tree)
     rng = random.Random(11)
     interrupted = 0
-    for number, delay_s in enumerate(rng.uniform(0.15, 0.4) for _ in range(8)):
+    for number in range(40):
+        if number >= 8 and interrupted:
+            break
+        delay_s = rng.uniform(0.12, 0.4)
         target = tmp_path / f"target-{number}"
         (target / "0").mkdir(parents=True)
         for name in ("0/surplus", "0/10", "large"):
