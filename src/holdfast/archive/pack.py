@@ -179,7 +179,7 @@ class Packer:
             if strict:
                 raise ChangedFile(after)
             if got != size:
-                return self._shorter(path, status, bytes(content[:got]))
+                return self._shorter(entry, bytes(content[:got]))
         self.packed.bytes_read += got
         if size:
             record = RECORD.pack(blake3(content).digest(), layer.id, layer.tar_bytes + start, size)
@@ -196,21 +196,24 @@ class Packer:
             self._layers.commit(layer, total)
         return [entry]
 
-    def _shorter(self, path: bytes, status: os.stat_result, data: bytes) -> Iterable[Entry]:
+    def _shorter(self, entry: Entry, data: bytes) -> Iterable[Entry]:
         """Give the entry of a file that had less in it, each time it was read, than its size said."""
         self.packed.bytes_read += len(data)
-        entry = entry_of(path, "f", status, settled=False)
         entry.size = len(data)
+        if not data:
+            self._layers_header(entry)
+            return [entry]
         head = tar.member_header(entry)
         layer = self._layers.begin(len(head) + tar.member_size(len(data)))
         record = RECORD.pack(blake3(data).digest(), layer.id, layer.tar_bytes + len(head), len(data))
-        known = self._known.add(record) if data else record
+        entry.chunks = known = self._known.add(record)
         if known is not record:
             self.packed.reuse(known)
-        else:
-            self._layers.write(layer, head + data + tar.padding(len(data)), record if data else b"")
-            self.packed.bytes_new += len(data)
-        entry.chunks = known if data else b""
+            return [entry]
+        self._layers.write(layer, head)
+        self._layers.write(layer, data, record)
+        self._layers.write(layer, tar.padding(len(data)))
+        self.packed.bytes_new += len(data)
         return [entry]
 
     def _long(self, descriptor: int, path: bytes, status: os.stat_result, *, strict: bool) -> Iterable[Entry]:
