@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,6 +32,12 @@ def _required(config: pytest.Config) -> frozenset[str]:
 def pytest_configure(config: pytest.Config) -> None:
     if unknown := _required(config) - PROGRAMS.keys():
         raise pytest.UsageError(f"--require: unknown {', '.join(sorted(unknown))}; known are {', '.join(PROGRAMS)}")
+
+
+def pytest_sessionstart() -> None:
+    # A shell that runs the tests in its background has them, and every program they start, ignore Ctrl-C.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
