@@ -71,11 +71,25 @@ _MOST_ERRORS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What to back up: the user's name for it, and the path where it is read."""
+    """What to back up: the user's name for it, and the path where it is read.
+
+    ``opened`` is a descriptor of that directory, or of the one that the file is in, for who must be sure that it is the
+    directory that was looked at. It stays the caller's.
+    """
 
     name: SourceName
     path: bytes
     kind: Literal["directory", "file", "volume"] = "directory"
+    opened: int | None = None
+
+    def open_folder(self) -> int:
+        """Open the directory, or the one that the file is in.
+
+        :raises SourceError: it cannot be opened.
+        """
+        if self.opened is not None:
+            return open_root(f"/proc/self/fd/{self.opened}".encode())
+        return open_root(os.path.dirname(self.path) if self.kind == "file" else self.path)
 
     @classmethod
     def of_path(cls, path: bytes, name: SourceName | None = None) -> Source:
@@ -311,9 +325,9 @@ class _Run:
 
     def _found(self) -> Iterator[Found]:
         if self._source.kind == "file":
-            yield from _single_file(self._source.path)
+            yield from single_file(self._source)
             return
-        root = open_root(self._source.path)
+        root = self._source.open_folder()
         try:
             yield from scan(root, self._options.rules, self._report, stat_files=self._parent is not None)
         finally:
@@ -493,8 +507,10 @@ class _Run:
         )
 
 
-def _single_file(path: bytes) -> Iterator[Found]:
-    folder = open_root(os.path.dirname(path))
+def single_file(source: Source) -> Iterator[Found]:
+    """Give the one file of a source that is a file. Its directory stays open until the next is asked for."""
+    path = source.path
+    folder = source.open_folder()
     name = os.path.basename(path)
     try:
         yield Found(name, os.fsdecode(name), folder, os.stat(name, dir_fd=folder, follow_symlinks=False))

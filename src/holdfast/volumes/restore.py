@@ -44,9 +44,13 @@ class Options:
     ``paths`` are relative to the source's root, empty for all of it. ``spare`` are directories of this machine that are
     not removed with what the snapshot does not have: the store's own, when it lies in the target. Nor is ever removed
     what the backup left out by rule or could not read, a socket, or what another file system holds.
+
+    ``opened`` is a descriptor of the target (for a snapshot of a file: of the directory it goes into), for who must be
+    sure that it is the directory that was looked at. It stays the caller's; ``target`` only names it then.
     """
 
     target: bytes | None = None
+    opened: int | None = None
     paths: tuple[bytes, ...] = ()
     mode: Mode = "replace"
     verify: bool = False
@@ -86,7 +90,10 @@ def restore(snapshot: Snapshot, options: Options, progress: Progress | None = No
     :raises NotFoundError: a path is not in the snapshot.
     """
     target, mode = _target(snapshot, options)
-    root = open_target(target, make=not options.dry_run)
+    if options.opened is None:
+        root = open_target(target, make=not options.dry_run)
+    else:
+        root = open_target(f"/proc/self/fd/{options.opened}".encode(), make=False)
     if root is None:
         return _restore_nowhere(snapshot, options, target)
     try:
