@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from holdfast import __version__
-from holdfast.cli import volumes
+from holdfast.cli import look, volumes
 from holdfast.cli.render import View, drop_stdout, flush
 from holdfast.errors import HoldfastError, Interrupted, UsageError, exit_code
 
@@ -31,6 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 volumes.register(app)
+look.register(app)
 
 
 def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback

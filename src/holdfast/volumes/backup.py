@@ -136,6 +136,27 @@ class Done:
         """Whether every path could be read."""
         return not self.config.errors
 
+    def told(self) -> dict[str, object]:
+        """Give what commands and faces tell of it, as plain values."""
+        counts = self.config.counts
+        return {
+            "name": str(self.name),
+            "tag": self.tag.name,
+            "digest": str(self.digest),
+            "files": counts.files,
+            "directories": counts.directories,
+            "others": counts.others,
+            "bytes": counts.bytes,
+            "bytes_read": counts.bytes_read,
+            "bytes_new": counts.bytes_new,
+            "bytes_stored": counts.bytes_stored,
+            "seconds": counts.seconds,
+            "complete": self.complete,
+            "errors_total": counts.errors,
+            "errors": [{"path": failed.path, "reason": failed.reason} for failed in self.config.errors],
+            "changed": list(self.changed),
+        }
+
 
 def back_up(
     store: Store, cache: Cache, source: Source, *, options: Options | None = None, progress: Progress | None = None

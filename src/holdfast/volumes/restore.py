@@ -77,6 +77,21 @@ class Restored:
         """Whether every path was restored."""
         return not self.failed
 
+    def told(self) -> dict[str, object]:
+        """Give what commands and faces tell of it, as plain values."""
+        return {
+            "target": self.target,
+            "written": self.written,
+            "kept": self.kept,
+            "directories": self.folders,
+            "others": self.others,
+            "bytes_written": self.bytes_written,
+            "deleted": self.deleted,
+            "seconds": self.seconds,
+            "complete": self.complete,
+            "errors": [{"path": failed.path, "reason": failed.reason} for failed in self.failed],
+        }
+
 
 def restore(snapshot: Snapshot, options: Options, progress: Progress | None = None) -> Restored:
     """Restore a snapshot into a directory.

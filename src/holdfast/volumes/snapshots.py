@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, time
 from itertools import dropwhile
 
 from holdfast.archive import pages
-from holdfast.errors import DamageError, NotFoundError
+from holdfast.errors import DamageError, NotFoundError, UsageError
 from holdfast.model.digest import Digest
 from holdfast.model.names import LATEST, Repository, SourceName, Tag
 from holdfast.model.oci import Descriptor, Manifest
@@ -197,6 +197,20 @@ class Snapshot:
 def is_below(path: bytes, above: bytes) -> bool:
     """Whether ``path`` is ``above`` or lies below it."""
     return not above or path == above or path.startswith(above + b"/")
+
+
+def moment(text: str) -> datetime:
+    """Read a time as a user writes it: ISO 8601, local where it names no zone; a date means its end.
+
+    :raises UsageError: it is none.
+    """
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise UsageError(f"not a time: {text!r}", hint="write it as 2026-11-20 or 2026-11-20T06:05:01Z") from error
+    if len(text) in (len("20261120"), len("2026-11-20")):
+        found = datetime.combine(found.date(), time.max)
+    return found.astimezone()
 
 
 def _contiguous(rows: list[PageRow], at: int) -> list[PageRow]:
