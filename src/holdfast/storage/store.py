@@ -33,7 +33,7 @@ class Store:
 
     def blob_size(self, digest: Digest) -> int | None:
         """Give a blob's size in bytes as it lies there, or None if it is not there."""
-        return self.bucket.size(_blob_key(digest))
+        return self.bucket.size(blob_key(digest))
 
     def put_blob(
         self, repository: Repository, digest: Digest, data: bytes | Sequence[Data], *, rewrite: bool = False
@@ -46,7 +46,7 @@ class Store:
         size = len(data) if isinstance(data, bytes) else sum(map(len, data))
         sent = 0
         if rewrite or self.blob_size(digest) != size:
-            self.bucket.put(_blob_key(digest), data)
+            self.bucket.put(blob_key(digest), data)
             sent = size
         self.link_blob(repository, digest)
         return sent
@@ -61,7 +61,7 @@ class Store:
         :raises DamageError: it is missing, larger than ``limit`` bytes, or not what its digest says.
         """
         try:
-            data = self.bucket.get(_blob_key(digest), limit=limit)
+            data = self.bucket.get(blob_key(digest), limit=limit)
         except ObjectNotFound as error:
             raise DamageError(f"blob {digest} is missing from {self}") from error
         if not digest.matches(data):
@@ -76,7 +76,7 @@ class Store:
         if offset < 0 or length < 0 or offset + length > _LARGEST_OFFSET:
             raise DamageError(f"blob {digest} in {self} has no bytes {offset} to {offset + length}")
         try:
-            data = self.bucket.get_range(_blob_key(digest), offset, length)
+            data = self.bucket.get_range(blob_key(digest), offset, length)
         except ObjectNotFound as error:
             raise DamageError(f"blob {digest} is missing from {self}") from error
         if len(data) != length:
@@ -90,7 +90,7 @@ class Store:
         if len(data) > LARGEST_MANIFEST:
             raise BucketError(f"a manifest of {len(data)} bytes is larger than registries take ({LARGEST_MANIFEST})")
         digest = Digest.of(data)
-        self.bucket.put(_blob_key(digest), data)
+        self.bucket.put(blob_key(digest), data)
         self.bucket.put(f"{_revisions_key(repository)}/{_link_path(digest)}", str(digest).encode())
         return digest
 
@@ -149,7 +149,8 @@ class Store:
             pending.extend(sorted((f"{name}/{child}".lstrip("/") for child in children), reverse=True))
 
 
-def _blob_key(digest: Digest) -> str:
+def blob_key(digest: Digest) -> str:
+    """Give the key of a blob in the bucket."""
     return f"{_ROOT}/blobs/{digest.algorithm}/{digest.hex[:2]}/{digest.hex}/data"
 
 
