@@ -4,6 +4,7 @@
 
     HoldfastError
     ├── UsageError            the request itself is wrong: an option, a name, a URL
+    ├── ForbiddenError        the request asks for what it may not touch
     ├── NotFoundError         what was asked for does not exist
     │   └── ObjectNotFound    an object, or the bucket itself, is not there
     ├── SourceError           the source of a backup cannot be read at all
@@ -36,6 +37,10 @@ class HoldfastError(Exception):
 
 class UsageError(HoldfastError):
     """The request itself is wrong."""
+
+
+class ForbiddenError(HoldfastError):
+    """The request asks for what it may not touch: a path outside of the roots."""
 
 
 class NotFoundError(HoldfastError):
@@ -96,6 +101,7 @@ class Unavailable(BucketError):
 
 EXIT_CODES: dict[type[HoldfastError], int] = {
     UsageError: 2,
+    ForbiddenError: 1,
     NotFoundError: 4,
     ObjectNotFound: 4,
     SourceError: 1,
@@ -104,6 +110,7 @@ EXIT_CODES: dict[type[HoldfastError], int] = {
     DamageError: 5,
     BusyError: 1,
     Interrupted: 130,
+    BucketError: 1,
     AlreadyExists: 1,
     AccessDenied: 1,
     Unavailable: 1,
@@ -112,15 +119,17 @@ EXIT_CODES: dict[type[HoldfastError], int] = {
 
 HTTP_STATUS: dict[type[HoldfastError], int] = {
     UsageError: 400,
+    ForbiddenError: 403,
     NotFoundError: 404,
     ObjectNotFound: 404,
     SourceError: 404,
     TargetError: 500,
     NoSpaceError: 507,
     DamageError: 500,
-    BusyError: 409,
+    BusyError: 503,
     Interrupted: 503,
-    AlreadyExists: 409,
+    BucketError: 502,
+    AlreadyExists: 502,
     AccessDenied: 502,
     Unavailable: 504,
 }
@@ -133,3 +142,8 @@ INCOMPLETE = 3
 def exit_code(error: HoldfastError) -> int:
     """Look the error's exit code up, the nearest ancestor's where it has none of its own."""
     return next((EXIT_CODES[cls] for cls in type(error).__mro__ if cls in EXIT_CODES), 1)
+
+
+def http_status(error: HoldfastError) -> int:
+    """Look the error's HTTP status up, the nearest ancestor's where it has none of its own."""
+    return next((HTTP_STATUS[cls] for cls in type(error).__mro__ if cls in HTTP_STATUS), 500)
