@@ -52,20 +52,8 @@ def snapshots(
 
     def document(listed: Listed) -> dict[str, Any]:
         nonlocal damaged
-        named = {"name": str(listed.name), "tag": listed.tag.name, "digest": listed.digest and str(listed.digest)}
-        if listed.config is None:
-            damaged += 1
-            return {**named, "damage": listed.damage}
-        counts = listed.config.counts
-        return {
-            **named,
-            "created": listed.config.created,
-            "host": listed.config.host,
-            "files": counts.files,
-            "bytes": counts.bytes,
-            "bytes_stored": counts.bytes_stored,
-            "complete": not counts.errors,
-        }
+        damaged += listed.config is None
+        return listed.told()
 
     def line(d: dict[str, Any]) -> str:
         if "damage" in d:

@@ -55,6 +55,11 @@ class Schedule:
         self._running = 0
         self._lock = threading.Lock()
         self._is_stopped = False
+        self._watchers: list[Callable[[Job], None]] = []
+
+    def watch(self, ended: Callable[[Job], None]) -> None:
+        """Have ``ended`` called with every job that ended, before those who wait for it go on."""
+        self._watchers.append(ended)
 
     @property
     def running(self) -> int:
@@ -104,6 +109,8 @@ class Schedule:
             raise _stopping()
         if len(self._jobs) - self._running >= _MOST_WAITING:
             raise BusyError(f"{_MOST_WAITING} saves and restores wait already", hint="try again later")
+        for watcher in self._watchers:
+            job.done.add_done_callback(lambda _, ended=watcher: ended(job))  # type: ignore[misc]
         self._jobs.append(job)
         self._start_ready()
         return job

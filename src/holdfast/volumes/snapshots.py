@@ -48,6 +48,22 @@ class Listed:
     config: SnapshotConfig | None
     damage: str | None = None
 
+    def told(self) -> dict[str, object]:
+        """Give what commands and faces tell of it, as plain values."""
+        named = {"name": str(self.name), "tag": self.tag.name, "digest": self.digest and str(self.digest)}
+        if self.config is None:
+            return {**named, "damage": self.damage}
+        counts = self.config.counts
+        return {
+            **named,
+            "created": self.config.created,
+            "host": self.config.host,
+            "files": counts.files,
+            "bytes": counts.bytes,
+            "bytes_stored": counts.bytes_stored,
+            "complete": not counts.errors,
+        }
+
 
 class Snapshot:
     """One snapshot, opened. Entries are read page by page; nothing is trusted before its hash was compared."""
