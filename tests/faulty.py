@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from holdfast.errors import Unavailable
 from holdfast.storage.bucket import Bucket, ObjectInfo
 
-WRITES = frozenset({"put", "create", "delete"})
-READS = frozenset({"get", "get_range", "size", "names", "objects", "exists"})
+WRITES = frozenset({"put", "put_stream", "create", "delete"})
+READS = frozenset({"get", "get_range", "open_stream", "piece", "size", "names", "objects", "exists"})
 ALL = WRITES | READS
 
 
@@ -65,6 +66,27 @@ class FaultyBucket(Bucket):
         self._do("put", key, lambda: self.inner.put(key, data))
         with self._lock:
             self.sent += len(data) if isinstance(data, bytes) else sum(map(len, data))
+
+    def put_stream(self, key, data, label, *, expected_bytes=0) -> str:
+        put = self.inner.put_stream
+        return self._do("put_stream", key, lambda: put(key, self._sending(data), label, expected_bytes=expected_bytes))
+
+    def _sending(self, data):
+        for piece in data:
+            with self._lock:
+                self.sent += len(piece)
+            yield piece
+
+    def _put_stream(self, key, data, label, part_bytes) -> str:
+        raise NotImplementedError  # put_stream is passed on whole
+
+    def open_stream(self, key):
+        opened = self._do("open_stream", key, lambda: self.inner.open_stream(key))
+        return replace(opened, pieces=self._receiving(key, opened.pieces))
+
+    def _receiving(self, key, pieces):
+        for piece in pieces:
+            yield self._do("piece", key, lambda piece=piece: piece)
 
     def create(self, key, data) -> None:
         self._do("create", key, lambda: self.inner.create(key, data))

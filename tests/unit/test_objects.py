@@ -1,3 +1,5 @@
+import obstore
+import obstore.exceptions
 import pytest
 
 from backups import memory_bucket
@@ -186,3 +188,31 @@ def test_what_a_reader_can_reach_is_there_already():
         f"{base}/_manifests/tags/t/current/link",
     ]
     assert read(bucket, f"{base}/_manifests/tags/t/current/link") == str(manifest).encode()
+
+
+@pytest.mark.parametrize(
+    ("url", "in_host"),
+    [
+        ("s3://backups", "true"),
+        ("s3://backups.example.com", "false"),
+        ("s3://backups?endpoint=https://s3.example.com", "false"),
+        ("s3://backups.example.com?path_style=false", "true"),
+    ],
+)
+def test_a_bucket_is_named_in_the_host_only_where_a_certificate_can_have_it(url, in_host, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+
+    assert open_bucket(BucketUrl.parse(url))._store.config["virtual_hosted_style_request"] == in_host  # noqa: SLF001 - no request is sent
+
+
+def test_a_system_without_certificates_is_told(monkeypatch):
+    def refuse(*_arguments, **_options):
+        raise obstore.exceptions.GenericError("No CA certificates were loaded from the system")
+
+    monkeypatch.setattr(obstore.store, "S3Store", refuse)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "some")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-this-test")
+    with pytest.raises(UsageError, match="No CA certificates") as caught:
+        open_bucket(BucketUrl.parse("s3://bucket?endpoint=http://127.0.0.1:1"))
+    assert "ca-certificates" in caught.value.hint

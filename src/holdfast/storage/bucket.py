@@ -7,14 +7,16 @@ boto3. Everything above sees the ``BucketError`` branch of ``holdfast.errors`` a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from holdfast.errors import AlreadyExists, ObjectNotFound
 from holdfast.model.urls import BucketUrl
 
 Data = bytes | memoryview
 PROBE_KEY = "holdfast/conditional-writes"
+_PART_BYTES = 8 * 1024 * 1024
+_MOST_PARTS = 9_000  # S3 takes 10,000: room for what is larger than it was expected to be
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,28 @@ class ObjectInfo:
 
     key: str
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What an object says of itself: its content type, and its user metadata (names in lower case)."""
+
+    content_type: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStream:
+    """An object that is open for reading: its size in bytes, its ETag, its label, and its bytes in order.
+
+    ``pieces`` gives buffers of at most 8 MiB, all of one version of the object. It raises ``Unavailable`` where the
+    object cannot be read on, was replaced meanwhile, or ends before its size.
+    """
+
+    size: int
+    etag: str
+    label: Label
+    pieces: Iterator[Data] = field(repr=False)
 
 
 class Bucket(ABC):
@@ -40,6 +64,32 @@ class Bucket(ABC):
         """Store an object whole, or not at all; an object of that key is replaced.
 
         ``data`` may be a list of buffers, which are sent one after another without being copied together.
+        """
+
+    def put_stream(self, key: str, data: Iterator[Data], label: Label, *, expected_bytes: int = 0) -> str:
+        """Store an object whole, or not at all, from buffers that come one after another; give its ETag.
+
+        Memory: a few parts of 8 MiB, or of a 9,000th of ``expected_bytes`` where that is more (S3 knows 10,000 parts).
+        What ``data`` raises comes out as it is; what was sent until then is taken back where that can be.
+        """
+        source = _Source(data)
+        part_bytes = max(_PART_BYTES, -(-expected_bytes // _MOST_PARTS))
+        try:
+            return self._put_stream(key, source, label, part_bytes)
+        except BaseException:
+            if source.error is not None:
+                raise source.error from None
+            raise
+
+    @abstractmethod
+    def _put_stream(self, key: str, data: Iterator[Data], label: Label, part_bytes: int) -> str:
+        """Do the work of :meth:`put_stream`, in parts of ``part_bytes``."""
+
+    @abstractmethod
+    def open_stream(self, key: str) -> ObjectStream:
+        """Open an object for reading from its beginning to its end.
+
+        :raises ObjectNotFound: there is none.
         """
 
     @abstractmethod
@@ -88,6 +138,19 @@ class Bucket(ABC):
     def make(self) -> None:
         """Create the bucket; one that exists (and is ours) is no error."""
 
+    def make_if_missing(self) -> None:
+        """Create the bucket where it is missing.
+
+        :raises ObjectNotFound: it is missing and its URL says ``create=false``.
+        """
+        if self.exists():
+            return
+        if not self.url.flag("create", default=True):
+            raise ObjectNotFound(
+                f"there is no bucket {self.url}", hint="create it, or leave create=false out of the URL"
+            )
+        self.make()
+
     def prepare_for_writing(self) -> bool:
         """Create the bucket where it is missing, and find out whether it honours conditional writes.
 
@@ -96,10 +159,8 @@ class Bucket(ABC):
 
         :raises ObjectNotFound: the bucket is missing and its URL says ``create=false``.
         """
-        if not self.url.flag("create", default=True) and not self.exists():
-            raise ObjectNotFound(
-                f"there is no bucket {self.url}", hint="create it, or leave create=false out of the URL"
-            )
+        if not self.url.flag("create", default=True):
+            self.make_if_missing()
         try:
             return self._probe()
         except ObjectNotFound:
@@ -113,3 +174,23 @@ class Bucket(ABC):
             except AlreadyExists:
                 return True
         return False
+
+
+class _Source:
+    """Passes buffers on, and remembers what their maker raised: a client library may wrap or translate it."""
+
+    def __init__(self, data: Iterator[Data]) -> None:
+        self._data = data
+        self.error: BaseException | None = None
+
+    def __iter__(self) -> Iterator[Data]:
+        return self
+
+    def __next__(self) -> Data:
+        try:
+            return next(self._data)
+        except StopIteration:
+            raise
+        except BaseException as error:
+            self.error = error
+            raise

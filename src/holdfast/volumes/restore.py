@@ -6,28 +6,20 @@ fails leaves the target as it was, or further on the way to the snapshot: never 
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
 from holdfast.archive.chunks import chunk_name
-from holdfast.archive.extract import (
-    Tree,
-    aside_name,
-    is_temporary,
-    open_target,
-    target_error,
-)
+from holdfast.archive.extract import Tree, is_temporary, open_target, target_error
 from holdfast.archive.scan import is_cache, matcher
-from holdfast.errors import BusyError, DamageError, UsageError
+from holdfast.errors import DamageError, UsageError
 from holdfast.model.snapshot import HOLE_LAYER, Entry, PathError, shown
 from holdfast.progress import Progress
+from holdfast.volumes.clearing import Clearing, lock_target
 from holdfast.volumes.contents import Contents, chunks_of, grouped
 from holdfast.volumes.snapshots import Snapshot, is_below
 from holdfast.volumes.writing import Failures, FileWriter
@@ -112,7 +104,7 @@ def restore(snapshot: Snapshot, options: Options, progress: Progress | None = No
     if root is None:
         return _restore_nowhere(snapshot, options, target)
     try:
-        _lock(root, target)
+        lock_target(root, target)
         run = _Run(snapshot, options, mode, target, root, progress or Progress())
         try:
             return run.restore()
@@ -126,7 +118,7 @@ def _target(snapshot: Snapshot, options: Options) -> tuple[bytes, Mode]:
     """Say into which directory to restore; beside a single file, nothing is ever deleted."""
     source = snapshot.config.source
     if options.target is not None:
-        target = os.path.realpath(options.target)
+        target = options.target if options.opened is not None else os.path.realpath(options.target)
     elif not snapshot.name.is_path:
         raise UsageError(
             f"{snapshot.name} is no path of this machine", hint="say where to restore it with --target DIR"
@@ -152,15 +144,6 @@ def _beside(snapshot: Snapshot, file: bytes) -> bytes:
             f"{snapshot.name} led to a file called {was!r}", hint="say where to restore it with --target DIR"
         )
     return os.path.dirname(file)
-
-
-def _lock(root: int, target: bytes) -> None:
-    try:
-        fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise BusyError(f"another restore into {shown(target)!r} is under way", hint="wait for it to end") from error
-    except OSError:
-        return  # a file system without locks
 
 
 def _restore_nowhere(snapshot: Snapshot, options: Options, target: bytes) -> Restored:
@@ -198,7 +181,6 @@ class _Run:
         self._mode = mode
         self._target = target
         self._dry = options.dry_run
-        self._own = [os.path.realpath(path) for path in options.spare]
         config = snapshot.config
         self._left_out = config.left_out
         self._is_excluded = matcher(tuple(config.left_out.exclude))
@@ -209,6 +191,7 @@ class _Run:
             progress.warn("the backup could not read so many paths that nothing is deleted")
         self._progress = progress
         self._tree = Tree(root, progress.warn)
+        self._clearing = Clearing(self._tree, target, options.spare, self._was_left_out, merges=self._mode == "merge")
         self._contents = Contents(snapshot)
         self._failures = Failures(target)
         self._files = FileWriter(self._contents, self._tree, self._failures, progress)
@@ -218,9 +201,7 @@ class _Run:
         self._folders: list[Entry] = []
         self._links: list[Entry] = []
         self._link_places: dict[bytes, bytes] = {}
-        self._surplus: list[bytes] = []
         self._skipped: bytes | None = None
-        self._displaced: list[tuple[bytes, bytes]] = []
 
     def restore(self) -> Restored:
         counts = self._snapshot.config.counts
@@ -238,8 +219,8 @@ class _Run:
         if self._failures:
             self._put_back()
         elif not self._dry:
-            for path in self._surplus:
-                self._try(self._remove, path)
+            for path in self._clearing.surplus:
+                self._try(self._clearing.remove, path)
         if not self._dry:
             self._set_folders()
         self._result.seconds = round(time.monotonic() - self._began, 3)
@@ -412,18 +393,8 @@ class _Run:
         self._tree.make_link(first, entry.path)
 
     def _clear_way(self, entry: Entry, status: os.stat_result | None) -> None:
-        """Move what cannot be replaced by a rename aside; it is removed with all else that goes, at the very end."""
-        if status is None or self._dry:
-            return
-        is_folder = stat.S_ISDIR(status.st_mode)
-        if is_folder == (entry.kind == "d") or (entry.kind != "d" and not is_folder):
-            return
-        if is_folder and self._mode == "merge" and self._tree.names(entry.path):
-            raise OSError(errno.EISDIR, "a directory that is not empty stands in its place (use replace)")
-        aside = _join(entry.path.rpartition(b"/")[0], aside_name())
-        self._tree.rename(entry.path, aside)
-        self._displaced.append((aside, entry.path))
-        self._surplus.append(aside)
+        if status is not None and not self._dry:
+            self._clearing.make_way(entry.path, status, for_folder=entry.kind == "d")
 
     def _leave(self, path: bytes | None) -> None:
         """Leave the directories that ``path`` is not below; what is left of their names is surplus."""
@@ -431,26 +402,11 @@ class _Run:
             folder = self._stack.pop()
             for name in sorted(folder.extras or ()):
                 surplus = _join(folder.path, name)
-                if not is_temporary(name) and self._is_spared(surplus, self._tree.status(surplus)):
-                    continue
-                self._surplus.append(surplus)
-                if not is_temporary(name):
+                if self._clearing.add(surplus) and not is_temporary(name):
                     self._result.deleted.append(shown(surplus))
 
-    def _remove(self, path: bytes) -> None:
-        # What was moved aside is judged by the name that it had.
-        was = next((original for aside, original in self._displaced if aside == path), path)
-        if is_temporary(path.rpartition(b"/")[2]):
-            self._tree.remove(path, lambda _path, _status: False)
-            return
-        self._tree.remove(path, lambda below, status: self._is_spared(was + below[len(path) :], status))
-
-    def _is_spared(self, path: bytes, status: os.stat_result | None) -> bool:
-        """Whether a path that the snapshot does not have was never meant to be in it, and so is not removed."""
-        if status is None or stat.S_ISSOCK(status.st_mode) or status.st_dev != self._tree.device:
-            return True
-        if any(is_below(own, _join(self._target, path)) for own in self._own):
-            return True
+    def _was_left_out(self, path: bytes, status: os.stat_result) -> bool:
+        """Whether the backup left a path out by rule, or could not read it."""
         above = path
         while self._unread and above:  # a directory that could not be listed is in the snapshot as an empty one
             if shown(above) in self._unread:
@@ -515,14 +471,8 @@ class _Run:
         self._put_back()
 
     def _put_back(self) -> None:
-        """Give back what was moved aside, where nothing has taken its place."""
         self._result.deleted.clear()
-        for aside, path in reversed(self._displaced):
-            with suppress(OSError):
-                if self._tree.status(path) is None:
-                    self._tree.rename(aside, path)
-                elif self._mode == "merge":  # a file or an empty directory: what took its place has overwritten it
-                    self._remove(aside)
+        self._clearing.put_back()
 
     def _set_folders(self) -> None:
         """Set the directories' metadata, the deepest first, once nothing in them changes any more."""

@@ -45,7 +45,7 @@ class Schedule:
     """Runs jobs in threads, a few at a time. Safe from any thread.
 
     Jobs that conflict run one after another, in the order in which they were asked for. A save that is asked for while
-    the same is waiting or under way is that one. Memory: one thread for each job that runs, the names of those that wait.
+    the same is waiting or under way is that one. Memory: a thread for each job that runs, a name for each that waits.
     """
 
     def __init__(self, at_once: int) -> None:

@@ -11,16 +11,21 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import FileIO
+
+import msgspec
 
 from holdfast.errors import AccessDenied, AlreadyExists, BucketError, ObjectNotFound, Unavailable
 from holdfast.model.urls import BucketUrl
-from holdfast.storage.bucket import Bucket, Data, ObjectInfo
+from holdfast.storage.bucket import Bucket, Data, Label, ObjectInfo, ObjectStream
 
 _TEMPORARY = ".holdfast-tmp"
 _MOST_REMEMBERED = 4096
 _STALE_S = 24 * 3600
+_PIECE_BYTES = 1024 * 1024
+_LABEL = "user.holdfast.label"
 _MOST_BUFFERS = 512  # below IOV_MAX (1024) on every system
 
 
@@ -34,14 +39,56 @@ class DiskBucket(Bucket):
         self._lock = threading.Lock()
 
     def put(self, key: str, data: bytes | Sequence[Data]) -> None:
-        with self._translated(key), self._temporary(data) as temporary:
+        with self._translated(key), self._temporary([_buffers(data)]) as temporary:
             path = self._path(key)
             self._make_folders(os.path.dirname(path))
             os.replace(temporary, path)
             _sync_folder(os.path.dirname(path))
 
+    def _put_stream(self, key: str, data: Iterator[Data], label: Label, part_bytes: int) -> str:  # noqa: ARG002 - a disk knows no parts
+        with self._translated(key), self._temporary(([piece] for piece in data), label) as temporary:
+            path = self._path(key)
+            etag = _etag(os.stat(temporary))
+            self._make_folders(os.path.dirname(path))
+            try:
+                os.replace(temporary, path)
+            except IsADirectoryError as error:
+                raise BucketError(
+                    f"cannot store {self._named(key)}: other objects lie below that key",
+                    hint="a directory cannot hold both; keep them in an object store, or in layout registry",
+                ) from error
+            _sync_folder(os.path.dirname(path))
+        return etag
+
+    def open_stream(self, key: str) -> ObjectStream:
+        with self._translated(key), self._opened(key) as file:
+            status = os.fstat(file.fileno())
+            label = _read_label(file.fileno())
+        return ObjectStream(status.st_size, _etag(status), label, self._pieces(key, status))
+
+    def _pieces(self, key: str, status: os.stat_result) -> Iterator[Data]:
+        with self._translated(key):
+            file = self._opened(key)
+        with file:
+            left = status.st_size
+            if _etag(os.fstat(file.fileno())) != _etag(status):
+                raise Unavailable(f"{self._named(key)} was replaced meanwhile", hint="nothing was lost, run it again")
+            while left:
+                with self._translated(key):
+                    piece = file.read(min(left, _PIECE_BYTES))
+                if not piece:
+                    raise Unavailable(f"{self._named(key)} ends before its size")
+                left -= len(piece)
+                yield piece
+
+    def _opened(self, key: str) -> FileIO:
+        try:
+            return open(self._path(key), "rb", buffering=0)
+        except IsADirectoryError as error:  # there are objects below that key
+            raise ObjectNotFound(f"there is no {self._named(key)}") from error
+
     def create(self, key: str, data: bytes) -> None:
-        with self._translated(key), self._temporary(data) as temporary:
+        with self._translated(key), self._temporary([[data]]) as temporary:
             path = self._path(key)
             self._make_folders(os.path.dirname(path))
             os.link(temporary, path)
@@ -103,6 +150,10 @@ class DiskBucket(Bucket):
         with self._translated(""):
             self._make_folders(self._root)
 
+    def make_if_missing(self) -> None:
+        super().make_if_missing()
+        self._remove_stale()
+
     def prepare_for_writing(self) -> bool:
         honours = super().prepare_for_writing()
         self._remove_stale()
@@ -115,15 +166,18 @@ class DiskBucket(Bucket):
         return os.path.join(self._root, *parts)
 
     @contextmanager
-    def _temporary(self, data: bytes | Sequence[Data]) -> Iterator[str]:
-        """Write ``data`` to a synced temporary file; it is gone afterwards unless it was renamed."""
+    def _temporary(self, batches: Iterable[Sequence[Data]], label: Label | None = None) -> Iterator[str]:
+        """Write ``batches`` of buffers to a synced temporary file; it is gone afterwards unless it was renamed."""
         folder = os.path.join(self._root, _TEMPORARY)
         self._make_folders(folder)
         path = os.path.join(folder, uuid.uuid4().hex)
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                _write_all(descriptor, [data] if isinstance(data, bytes) else data)
+                for batch in batches:
+                    _write_all(descriptor, batch)
+                if label is not None:
+                    _write_label(descriptor, label)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -175,6 +229,27 @@ class DiskBucket(Bucket):
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             hint = "free some space on the disk that holds the store" if full else None
             raise Unavailable(f"cannot reach {self._named(key)}: {error.strerror}", hint=hint) from error
+
+
+def _buffers(data: bytes | Sequence[Data]) -> Sequence[Data]:
+    return [data] if isinstance(data, bytes) else data
+
+
+def _write_label(descriptor: int, label: Label) -> None:
+    """Keep a label beside the bytes, where the file system can: what reads the object must do without as well."""
+    with suppress(OSError):
+        os.setxattr(descriptor, _LABEL, msgspec.json.encode(label))
+
+
+def _read_label(descriptor: int) -> Label:
+    with suppress(OSError, msgspec.MsgspecError):
+        return msgspec.json.decode(os.getxattr(descriptor, _LABEL), type=Label)
+    return Label("")
+
+
+def _etag(status: os.stat_result) -> str:
+    """Give what tells one version of a file from the next."""
+    return f'"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"'
 
 
 def _write_all(descriptor: int, buffers: Sequence[Data]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, timedelta
 from typing import Any
@@ -28,7 +29,7 @@ from holdfast.errors import (
     UsageError,
 )
 from holdfast.model.urls import BucketUrl
-from holdfast.storage.bucket import PROBE_KEY, Bucket, Data, ObjectInfo
+from holdfast.storage.bucket import PROBE_KEY, Bucket, Data, Label, ObjectInfo, ObjectStream
 
 # About 20 s of retries with nothing listening, and a slow link gets ten minutes for one layer.
 _RETRIES: Any = {
@@ -37,6 +38,11 @@ _RETRIES: Any = {
     "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=5), "base": 2},
 }
 _TIMEOUTS = {"connect_timeout": "5s", "read_timeout": "60s", "timeout": "600s"}
+
+_CONTENT_TYPE = "Content-Type"
+_PARTS_AT_ONCE = 2
+_PIECE_BYTES = 4 * 1024 * 1024
+_READ_ATTEMPTS = 3
 
 _AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn")
 
@@ -80,6 +86,66 @@ class ObjectBucket(Bucket):
     def put(self, key: str, data: bytes | Sequence[Data]) -> None:
         with self._translated(key):
             obstore.put(self._store, self._base + key, data, use_multipart=False)
+
+    def _put_stream(self, key: str, data: Iterator[Data], label: Label, part_bytes: int) -> str:
+        with self._translated(key):
+            done = obstore.put(
+                self._store,
+                self._base + key,
+                data,
+                attributes={_CONTENT_TYPE: label.content_type, **label.metadata},
+                use_multipart=True,
+                chunk_size=part_bytes,
+                max_concurrency=_PARTS_AT_ONCE,
+            )
+        return done["e_tag"] or ""
+
+    def open_stream(self, key: str) -> ObjectStream:
+        with self._translated(key):
+            found = obstore.get(self._store, self._base + key, options={"head": True})
+        attributes = {str(name): value for name, value in found.attributes.items()}
+        label = Label(
+            attributes.get(_CONTENT_TYPE, ""),
+            {name.lower(): value for name, value in attributes.items() if name != _CONTENT_TYPE},
+        )
+        size, etag = found.meta["size"], found.meta["e_tag"] or ""
+        return ObjectStream(size, etag, label, self._pieces(key, size, etag))
+
+    def _pieces(self, key: str, size: int, etag: str) -> Iterator[Data]:
+        """Read an object range by range, the next one while its reader is busy with this one.
+
+        One long answer would be cut off by a server that tires of a slow reader.
+        """
+        with ThreadPoolExecutor(1, "read") as pool:
+            coming = [pool.submit(self._piece, key, 0, min(size, _PIECE_BYTES), etag)] if size else []
+            for start in range(0, size, _PIECE_BYTES):
+                piece = coming.pop().result()
+                after = start + _PIECE_BYTES
+                if after < size:
+                    coming.append(pool.submit(self._piece, key, after, min(size - after, _PIECE_BYTES), etag))
+                yield piece
+
+    def _piece(self, key: str, start: int, length: int, etag: str) -> Data:
+        """Read one range of one version of an object, again where it does not come whole."""
+        options: Any = {"range": (start, start + length)} | ({"if_match": etag} if etag else {})
+        reason: Exception | None = None
+        for _ in range(_READ_ATTEMPTS):
+            try:
+                with self._translated(key):
+                    found = obstore.get(self._store, self._base + key, options=options)
+            except (AlreadyExists, ObjectNotFound) as error:
+                raise Unavailable(
+                    f"{self._named(key)} was replaced while it was read", hint="nothing was lost, run it again"
+                ) from error
+            try:
+                with self._translated(key):
+                    piece = memoryview(found.bytes())
+            except Unavailable as error:  # only this: obstore tries a request again by itself, not always its body
+                reason = error
+                continue
+            if len(piece) == length:
+                return piece
+        raise Unavailable(f"{self._named(key)} does not come whole", hint="nothing was lost, run it again") from reason
 
     def create(self, key: str, data: bytes) -> None:
         with self._translated(key):
@@ -156,6 +222,8 @@ class ObjectBucket(Bucket):
             raise self._denied() from error
         except BaseError as error:
             raise self._unlisted(error) if listing else self._unavailable(key, error) from error
+        except ValueError as error:
+            raise BucketError(f"no object can be named {self._named(key)}") from error
 
     def _denied(self) -> AccessDenied:
         if self.url.flag("anonymous", default=False):
@@ -230,17 +298,25 @@ class _S3Access:
             settings["skip_signature"] = True
         else:
             settings["credential_provider"] = self._credentials()
-        path_style = self._url.flag("path_style", default=bool(self.endpoint))
+        # With a dot in its name a bucket has no certificate: AWS's is for one label before its host's name.
+        path_style = self._url.flag("path_style", default=bool(self.endpoint) or "." in self._url.bucket)
         settings["virtual_hosted_style_request"] = not path_style
         if self.endpoint and not path_style:  # obstore wants the bucket in the host's name then
             scheme, _, host = self.endpoint.partition("://")
             settings["endpoint"] = f"{scheme}://{self._url.bucket}.{host}"
-        return obstore.store.S3Store(
-            self._url.bucket,
-            client_options=client,
-            retry_config=_RETRIES,
-            **settings,
-        )
+        try:
+            return obstore.store.S3Store(
+                self._url.bucket,
+                client_options=client,
+                retry_config=_RETRIES,
+                **settings,
+            )
+        except BaseError as error:
+            # Seen where the system has no certificates at all, even if none is needed.
+            raise UsageError(
+                f"cannot open {self._url}: {_first_line(error)}",
+                hint="check the URL's options, and that the package ca-certificates is installed",
+            ) from error
 
     def make_bucket(self) -> None:
         from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - start-up: needed once a bucket
