@@ -423,3 +423,17 @@ def test_two_snapshots_of_one_second_are_two(local, source):
 def _version_of(local, source, tag):
     local.restore(source, "--snapshot", tag)
     return (source / "file").read_text()
+
+
+@pytest.mark.skipif(not (IS_ROOT and shutil.which("setpriv")), reason="needs root, to do without its privileges")
+def test_without_the_privilege_for_set_group_id_a_warning_says_so(local, source, tmp_path):
+    write(source / "file", "kelp")
+    os.chown(source / "file", -1, 12345)
+    os.chmod(source / "file", 0o2755)
+    local.backup(source)
+    weak = Holdfast(local.store, wrapper=("setpriv", "--bounding-set=-fsetid", "--inh-caps=-fsetid"))
+    ran = weak.run("restore", source, "--target", tmp_path / "target")
+
+    assert "set-group-ID" in ran.err
+    assert local.run("restore", source, "--target", tmp_path / "target").err.count("set-group-ID") == 0
+    assert (tmp_path / "target/file").stat().st_mode & 0o7777 == 0o2755

@@ -265,6 +265,10 @@ class Tree:
             if error.errno not in _NOT_ALLOWED:
                 raise
             self._warn(f"modes cannot be restored here: {error.strerror}")
+            return
+        # chmod(2): without CAP_FSETID, the kernel drops this bit for a foreign group and reports success.
+        if mode & stat.S_ISGID and not os.fstat(descriptor).st_mode & stat.S_ISGID:
+            self._warn("without privilege, set-group-ID bits of foreign groups cannot be restored")
 
     def _set_xattrs(self, place: int | str, entry: Entry) -> None:
         follow = isinstance(place, int)
