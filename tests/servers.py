@@ -31,6 +31,8 @@ ATTEMPTS = 3  # a port that was free may be taken before the server binds it
 PROGRAMS = {  # what a test says it needs -> the executable that proves it is there
     "acl": "setfacl",
     "attr": "getfattr",
+    "docker": "dockerd",
+    "docker-compose": "docker-compose",
     "docker-registry": "docker-registry",
     "rclone": "rclone",
     "restic": "restic",
@@ -101,7 +103,11 @@ class Server:
     def stop(self) -> None:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
+        self.wait()
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Wait until it has ended by itself; its exit code."""
+        return self._process.wait(timeout_s)
 
     def _log_end(self) -> str:
         return self.log.read_text(errors="replace")[-4000:]

@@ -122,7 +122,7 @@ HTTP_STATUS: dict[type[HoldfastError], int] = {
     ForbiddenError: 403,
     NotFoundError: 404,
     ObjectNotFound: 404,
-    SourceError: 404,
+    SourceError: 500,
     TargetError: 500,
     NoSpaceError: 507,
     DamageError: 500,

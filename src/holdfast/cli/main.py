@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from holdfast import __version__
-from holdfast.cli import look, volumes
+from holdfast.cli import look, serve, volumes
 from holdfast.cli.render import View, drop_stdout, flush
 from holdfast.errors import HoldfastError, Interrupted, UsageError, exit_code
 
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 volumes.register(app)
 look.register(app)
+serve.register(app)
 
 
 def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback

@@ -12,6 +12,8 @@ from holdfast.config import Settings, read_settings
 from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
+    from holdfast.model.urls import BucketUrl
+    from holdfast.storage.bucket import Bucket
     from holdfast.storage.cache import Cache
     from holdfast.storage.store import Store
     from holdfast.volumes.snapshots import Snapshot
@@ -53,31 +55,29 @@ ReferenceArgument = Annotated[
 
 def open_store(settings: Settings) -> tuple[Store, Cache]:
     """Open the store that the settings name, and this user's cache."""
-    from holdfast.storage.backends import open_bucket
     from holdfast.storage.cache import Cache
     from holdfast.storage.store import Store
 
-    if settings.store.option("layout", "registry") != "registry":
-        raise UsageError(
-            f"layout {settings.store.option('layout')!r} holds no snapshots", hint="leave layout= out of the URL"
-        )
-    if settings.store.scheme == "memory":
-        raise UsageError("a memory:// store ends with the command", hint="use file:// and a directory")
-    return Store(open_bucket(settings.store)), Cache.of_user()
+    return Store(open_lasting(settings.store)), Cache.of_user()
 
 
-def open_named(store: str | None, reference: str, *, tag: str | None = None, at: str | None = None) -> Snapshot:
+def open_lasting(url: BucketUrl) -> Bucket:
+    """Open a bucket that is still there when this process is not."""
+    from holdfast.storage.backends import open_bucket
+
+    if url.scheme == "memory":
+        raise UsageError("a memory:// store ends with the process", hint="use file:// and a directory")
+    return open_bucket(url)
+
+
+def open_named(store: str | None, reference: str) -> Snapshot:
     """Open the snapshot that a command's arguments name."""
     from holdfast.model.names import SourceName, split_reference
-    from holdfast.volumes.snapshots import moment, open_snapshot
+    from holdfast.volumes.snapshots import open_snapshot
 
     opened, cache = open_store(read_settings(store=store))
-    name, tag_in_name = split_reference(reference)
-    if tag_in_name is not None and (tag is not None or at is not None):
-        raise UsageError("name the snapshot once: with @TAG, --snapshot, or --at")
-    return open_snapshot(
-        opened, cache, SourceName(source_name(name)), tag=tag or tag_in_name, at=moment(at) if at is not None else None
-    )
+    name, tag = split_reference(reference)
+    return open_snapshot(opened, cache, SourceName(source_name(name)), tag=tag)
 
 
 def source_name(text: str) -> bytes:

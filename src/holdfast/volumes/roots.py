@@ -176,9 +176,11 @@ def _opened(name: bytes, above: int) -> Iterator[int]:
 
 def _translated(
     path: bytes, error: OSError, kind: type[SourceError | TargetError]
-) -> SourceError | TargetError | UsageError:
+) -> SourceError | TargetError | UsageError | ForbiddenError:
     if error.errno == errno.ENAMETOOLONG:
         return UsageError("a name in this path is too long")
+    if isinstance(error, PermissionError):
+        return ForbiddenError(f"no permission to open {shown(path)!r}", hint="run the server as a user who may")
     if error.errno in (errno.ELOOP, errno.ENOTDIR):
         return kind(f"cannot open {shown(path)!r}: a file or a symlink stands where a directory is needed")
     return kind(f"cannot open {shown(path)!r}: {error.strerror}")

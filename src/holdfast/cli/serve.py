@@ -1,0 +1,75 @@
+"""The command serve: the faces, in one process."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from holdfast.config import Configuration, Persist
+    from holdfast.web.app import Face
+
+# All that serves is imported where it is used, so that `holdfast --help` stays fast.
+# ruff: noqa: PLC0415
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command()(serve)
+
+
+def serve(
+    *,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="The configuration file. [env: HOLDFAST_CONFIG; default: /etc/holdfast/config.yaml, if it exists]",
+        ),
+    ] = None,
+    log_format: Annotated[
+        str | None, typer.Option("--log-format", metavar="text|json", help="How to log. [env: HOLDFAST_LOG_FORMAT]")
+    ] = None,
+) -> int:
+    """Serve HTTP requests that save and restore the volumes of this machine, until SIGTERM."""
+    from holdfast import logs
+    from holdfast.config import load_secret_files, read_configuration
+    from holdfast.web.app import serve as serve_faces
+
+    load_secret_files(os.environ)
+    given = {**os.environ, **({"HOLDFAST_LOG_FORMAT": log_format} if log_format is not None else {})}
+    settings = read_configuration(config, given)
+    logs.set_up(settings.log.format, settings.log.level)
+    faces = [] if settings.persist is None else [_persist_face(settings, settings.persist)]
+    if serve_faces(faces, settings.serve.grace_s):
+        logs.info("stopped")
+        return 0
+    logs.warn("stopped with work under way: what it stored is found by the next one", grace_s=settings.serve.grace_s)
+    os._exit(1)  # threads that save or restore would keep the process
+
+
+def _persist_face(settings: Configuration, persist: Persist) -> Face:
+    from holdfast import logs
+    from holdfast.cli.options import open_lasting
+    from holdfast.storage.cache import Cache
+    from holdfast.storage.store import Store
+    from holdfast.volumes.own import own_folders
+    from holdfast.volumes.persist import Manner, Persistence
+    from holdfast.volumes.roots import Roots
+    from holdfast.web.app import Face
+    from holdfast.web.edge import Edge
+    from holdfast.web.metrics import Metrics
+    from holdfast.web.persist import PersistFace
+
+    store, cache = Store(open_lasting(settings.store)), Cache.of_user()
+    roots = Roots(persist.roots) if persist.roots else Roots.of_container(own_folders(store, cache))
+    manner = Manner(settings.layout, settings.level, settings.gzip, persist.exclude)
+    persistence = Persistence(store, cache, roots, manner, at_once=persist.jobs)
+    metrics = Metrics(persistence.schedule)
+    face = PersistFace(persistence, persist.verbs, metrics)
+    edge = Edge("persist", face.answer, metrics, persist.token)
+    logs.info("serving", store=str(store), layout=settings.layout, verbs=persist.verbs, roots=str(roots))
+    return Face("persist", edge, persist.listen, persistence.schedule.stop)
