@@ -7,10 +7,12 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from servers import PROGRAMS, Registry, S3Bucket, SeaweedFS, find_program
+from engines import ROOT, Containers, Engine, import_base_image
+from servers import PROGRAMS, Registry, S3Bucket, SeaweedFS, StartError, find_program
 
 REQUIRE_VARIABLE = "HOLDFAST_TEST_REQUIRE"
 _bucket_numbers = itertools.count(1)
@@ -50,17 +52,19 @@ def pytest_report_header(config: pytest.Config) -> str:
 @pytest.fixture(scope="session")
 def program(pytestconfig: pytest.Config) -> Callable[[str], Path]:
     """program("skopeo"): its executable; where it is missing, the test is skipped, or fails if it is required."""
-    required = _required(pytestconfig)
 
     def find(name: str) -> Path:
         if found := find_program(name):
             return found
-        reason = f"{name} is not installed ({PROGRAMS[name]} is not on PATH)"
-        if name in required:
-            pytest.fail(f"{reason}, and --require names it", pytrace=False)
-        pytest.skip(reason)
+        _do_without(pytestconfig, name, f"{name} is not installed ({PROGRAMS[name]} is not on PATH)")
 
     return find
+
+
+def _do_without(config: pytest.Config, name: str, reason: str) -> NoReturn:
+    if name in _required(config):
+        pytest.fail(f"{reason}, and --require names it", pytrace=False)
+    pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True)
@@ -156,3 +160,41 @@ def docker_registry(
     yield start
     for server in started:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def docker_engine(
+    program: Callable[[str], Path], pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
+    """The Docker Engine of this run. Containers are given `--network host`, or `none`, or a network of their own."""
+    dockerd = program("docker")
+    try:
+        engine = Engine.start(dockerd, tmp_path_factory.mktemp("engine"))
+    except StartError as error:
+        _do_without(pytestconfig, "docker", f"docker does not run here: {error}")
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture(scope="session")
+def base_image(docker_engine: Engine, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An image with a shell, coreutils, curl, and python3 with pip, which finds all that this project needs."""
+    try:
+        return import_base_image(docker_engine, tmp_path_factory.mktemp("base"))
+    except StartError as error:
+        _do_without(pytestconfig, "docker", str(error))
+
+
+@pytest.fixture(scope="session")
+def holdfast_image(docker_engine: Engine, base_image: str) -> str:
+    """The image that the Dockerfile describes."""
+    docker_engine.build(ROOT, "holdfast-test", "--build-arg", f"BASE={base_image}")
+    return "holdfast-test"
+
+
+@pytest.fixture
+def containers(docker_engine: Engine) -> Iterator[Containers]:
+    """Containers of this test, which go when it ends, with their anonymous volumes."""
+    containers = Containers(docker_engine)
+    yield containers
+    containers.remove()

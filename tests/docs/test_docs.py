@@ -1,39 +1,32 @@
 """What the documentation tells a user to run, runs: each page's marked blocks, in order, in one shell."""
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from pages import MARKS, PAGES, RUN, blocks, page_name
+from servers import free_ports
+
 OWN_TEST = "recover-without-holdfast.md"  # needs a store to recover from: its own test makes one
-BLOCK = re.compile(r"^<!-- run -->\n```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-MARK = "<!-- run -->"
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)?(?:#([^)\s]+))?\)")
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 TIMEOUT_S = 60
+DEFAULT_ADDRESS = "127.0.0.1:8080"  # of the server on the pages; here it takes a free port
 
 
-def _name(page):
-    return str(page.relative_to(ROOT))
-
-
-def _blocks(page):
-    return BLOCK.findall(page.read_text(encoding="utf-8"))
-
-
-RUN = [page for page in PAGES if page.name != OWN_TEST and _blocks(page)]
+RUNNABLE = [page for page in PAGES if page.name != OWN_TEST and blocks(page, RUN)]
 
 
 def test_there_are_pages_to_run():
-    assert {"README.md", "docs/tutorial/first-backup.md", "docs/howto/restore.md"} <= set(map(_name, RUN))
+    assert {"README.md", "docs/tutorial/first-backup.md", "docs/howto/restore.md"} <= set(map(page_name, RUNNABLE))
 
 
-@pytest.mark.parametrize("page", RUN, ids=_name)
+@pytest.mark.parametrize("page", RUNNABLE, ids=page_name)
 def test_the_commands_of_a_page_run(page, tmp_path):
     commands = tmp_path / "bin"
     commands.mkdir()
@@ -41,31 +34,49 @@ def test_the_commands_of_a_page_run(page, tmp_path):
     (commands / "holdfast").chmod(0o755)
     work = tmp_path / "work"
     work.mkdir()
+    address = f"127.0.0.1:{free_ports(1)[0]}"
 
-    ran = subprocess.run(
-        [shutil.which("bash") or "/bin/sh", "-eu", "-c", "\n".join(_blocks(page))],
-        cwd=work,
-        env={**os.environ, "PATH": f"{commands}:{os.environ.get('PATH', os.defpath)}"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    code, output = _run("\n".join(blocks(page, RUN)).replace(DEFAULT_ADDRESS, address), work, commands, address)
 
-    assert ran.returncode == 0, ran.stdout
-    assert "Traceback" not in ran.stdout
+    assert code == 0, output
+    assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_every_mark_has_its_block(page):
-    text = page.read_text(encoding="utf-8")
+def _run(script, work, commands, address):
+    """Run a page's commands, and end what they leave running; their exit code and their output."""
+    output = work.with_name("output")
+    with output.open("w") as out:
+        shell = subprocess.Popen(
+            [shutil.which("bash") or "/bin/sh", "-eu", "-c", script],
+            cwd=work,
+            env={
+                **os.environ,
+                "PATH": f"{commands}:{os.environ.get('PATH', os.defpath)}",
+                "HOLDFAST_PERSIST_LISTEN": address,
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = shell.wait(TIMEOUT_S)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
+            shell.wait()
+    return code, output.read_text()
 
-    assert sum(line == MARK for line in text.splitlines()) == len(BLOCK.findall(text))
+
+@pytest.mark.parametrize("mark", MARKS)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_every_mark_has_its_block(page, mark):
+    lines = page.read_text(encoding="utf-8").splitlines()
+
+    assert lines.count(mark) == len(blocks(page, mark))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_name)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_links_within_the_documentation_lead_somewhere(page):
     broken = []
     for target, anchor in LINK.findall(_without_code(page.read_text(encoding="utf-8"))):

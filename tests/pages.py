@@ -1,0 +1,25 @@
+"""The pages of the documentation, and the blocks of commands that they mark as ones to be run."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
+RUN = "<!-- run -->"
+RUN_WITH_DOCKER = "<!-- run: docker -->"
+MARKS = (RUN, RUN_WITH_DOCKER)
+
+
+def page_name(page):
+    """What a page is called in a test's name."""
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page, mark):
+    """The commands below each of these marks."""
+    return re.findall(
+        rf"^{re.escape(mark)}\n```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+
+
+NEEDS_DOCKER = [page for page in PAGES if blocks(page, RUN_WITH_DOCKER)]
