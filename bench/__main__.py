@@ -105,7 +105,7 @@ def main() -> int:
     """Run the benchmark as the command line says; return the exit code."""
     parser = _parser()
     options = parser.parse_args()
-    names = options.tools or ["holdfast", *options.peers]
+    names = options.tools or ["holdfast", "http", *options.peers]
     unknown = [name for name in names if name not in TOOLS]
     if unknown:
         parser.error(f"no tool is called {', '.join(unknown)}; there are {', '.join(TOOLS)}")
@@ -160,6 +160,8 @@ def _measure(options: argparse.Namespace, names: list[str], rows: list[Row], wor
                 if set(row.tools) & set(tools):
                     done.append(bench.measure(row))  # noqa: PERF401 -- what is done must be there when a row raises
         finally:
+            for tool in tools.values():
+                tool.close()
             # Whatever was measured is worth having, also when the run is cut short.
             if done:
                 print(report.as_table(done))

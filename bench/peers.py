@@ -1,6 +1,7 @@
 """The programs that are measured: holdfast and its peers, all told to do the same work.
 
 ``holdfast``  this project, by the running Python.
+``http``      the same work asked of `holdfast serve` by curl. The server's start is not measured.
 ``restic``    with its default settings and a cache of its own per repository. RESTIC names the program.
 ``pipe``      ``tar | zstd -3 -T2 | rclone rcat`` and back: what one would write in a shell. It has no notion of
               what it stored before.
@@ -22,7 +23,7 @@ from typing import ClassVar
 
 from bench.datasets import REPOSITORY_ROOT
 from bench.measure import Command, single
-from bench.servers import ACCESS_KEY, REGION, SECRET_KEY, rclone_environment
+from bench.servers import ACCESS_KEY, REGION, SECRET_KEY, free_port, rclone_environment, wait_until_answered
 
 _RESTIC_PASSWORD = "bench"  # noqa: S105 -- of a repository that lives as long as the run
 _OWN_VARIABLES = ("AWS_", "RESTIC_", "RCLONE_", "HOLDFAST_", "S3_", "WEED_", "XDG_")
@@ -81,6 +82,9 @@ class Tool(ABC):
         """Return where the content of ``source`` lies after a restore into ``target``."""
         return target
 
+    def close(self) -> None:  # noqa: B027 -- most have nothing to end
+        """End what :meth:`prepare` began."""
+
 
 class Holdfast(Tool):
     """The project itself."""
@@ -126,6 +130,57 @@ class Holdfast(Tool):
     def help(self) -> Command:
         """Return the command that shows what can be done: the least a start takes."""
         return single(self._argv("--help"), self._environment(None))
+
+
+class Http(Holdfast):
+    """The project's server, asked by curl.
+
+    A path is saved and restored where it is. So each repository has a symlink that stands for the data set, and is
+    pointed at the new directory before a restore.
+    """
+
+    name = "http"
+
+    def __init__(self, env: Mapping[str, str], endpoint: str) -> None:
+        super().__init__(env, endpoint)
+        self._servers: dict[Path, tuple[subprocess.Popen[bytes], int]] = {}
+
+    def version(self) -> dict[str, str]:
+        return {"curl": _first_line(("curl", "--version"), self._env)}
+
+    def prepare(self, repository: Repository) -> None:
+        super().prepare(repository)
+        port = free_port()
+        env = {
+            **self._environment(repository),
+            "HOLDFAST_STORE": self._store(repository),
+            "HOLDFAST_PERSIST_ROOTS": "/",
+            "HOLDFAST_PERSIST_LISTEN": f"127.0.0.1:{port}",
+        }
+        with (repository.cache / "serve.log").open("wb") as log:
+            server = subprocess.Popen(self._argv("serve"), env=env, stdout=log, stderr=log, cwd=REPOSITORY_ROOT)
+        self._servers[repository.cache] = (server, port)
+        wait_until_answered(f"http://127.0.0.1:{port}/-/health", server)
+
+    def backup(self, repository: Repository, source: Path) -> Command:
+        return self._asked("GET", repository, source)
+
+    def restore(self, repository: Repository, source: Path, target: Path) -> Command:  # noqa: ARG002 -- by its name
+        target.mkdir(parents=True)
+        return self._asked("PUT", repository, target)
+
+    def close(self) -> None:
+        for server, _ in self._servers.values():
+            server.terminate()
+        for server, _ in self._servers.values():
+            server.wait()
+
+    def _asked(self, method: str, repository: Repository, place: Path) -> Command:
+        stand_in = repository.cache / "volume"
+        stand_in.unlink(missing_ok=True)
+        stand_in.symlink_to(place)
+        url = f"http://127.0.0.1:{self._servers[repository.cache][1]}{stand_in}"
+        return single(("curl", "-sSf", "-X", method, url), self._env)
 
 
 class Restic(Tool):
@@ -208,7 +263,7 @@ class Pipe(Tool):
         return Command(stages, self._environment())
 
 
-TOOLS: dict[str, type[Tool]] = {tool.name: tool for tool in (Holdfast, Restic, Pipe)}
+TOOLS: dict[str, type[Tool]] = {tool.name: tool for tool in (Holdfast, Http, Restic, Pipe)}
 
 
 class Buckets:

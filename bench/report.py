@@ -13,8 +13,6 @@ from typing import Any
 from bench.datasets import MIB
 from bench.rows import Goal, Result, Row, RowResult
 
-_OURS = "holdfast"
-
 
 def _values(result: Result, metric: str) -> list[float]:
     if metric == "time":
@@ -38,9 +36,12 @@ def _ratio(ours: Result | None, peer: Result | None, metric: str) -> float | Non
     return one / other if one is not None and other else None
 
 
-def judge(goal: Goal, results: dict[str, Result]) -> tuple[float | None, bool | None]:
-    """Return the goal's value (a ratio, seconds or bytes) and whether it is met; None where not measured."""
-    ours = results.get(_OURS)
+def judge(goal: Goal, name: str, results: dict[str, Result]) -> tuple[float | None, bool | None]:
+    """Return the value of a goal for ``name`` (a ratio, seconds or bytes) and whether it is met.
+
+    Both are None where it was not measured.
+    """
+    ours = results.get(name)
     if goal.peer is not None:
         value = _ratio(ours, results.get(goal.peer), goal.metric)
     else:
@@ -66,7 +67,7 @@ def as_json(
 def _row_json(row_result: RowResult) -> dict[str, Any]:
     goals = []
     for goal in row_result.row.goals:
-        value, met = judge(goal, row_result.results)
+        value, met = judge(goal, row_result.row.ours, row_result.results)
         goals.append({"metric": goal.metric, "peer": goal.peer, "limit": goal.limit, "value": value, "met": met})
     return {
         "id": row_result.row.id,
@@ -124,15 +125,15 @@ def as_table(rows: Iterable[RowResult]) -> str:
 
 
 def _line(title: str, name: str, row_result: RowResult) -> tuple[str, ...]:
-    results = row_result.results
+    results, ours = row_result.results, row_result.row.ours
     result = results[name]
     if result.failure is not None:
         return (title, name, "failed", "", "", "", "", "", "", "")
-    goals, verdicts = _goals(row_result.row, results, None if name == _OURS else name)
-    time, stored = _ratio(results.get(_OURS), result, "time"), None
+    goals, verdicts = _goals(row_result.row, results, None if name == ours else name)
+    time, stored = _ratio(results.get(ours), result, "time"), None
     if row_result.row.work != "startup":
-        stored = _ratio(results.get(_OURS), result, "stored")
-    peer = name != _OURS
+        stored = _ratio(results.get(ours), result, "stored")
+    peer = name != ours
     return (
         title,
         name,
@@ -156,7 +157,7 @@ def _goals(row: Row, results: dict[str, Result], peer: str | None) -> tuple[str,
             limit = f"{goal.limit:g} × {goal.metric}"  # noqa: RUF001 -- a ratio
         else:
             limit = f"{goal.limit:g} s" if goal.metric == "time" else f"{goal.limit / MIB:.0f} MiB {goal.metric}"
-        _, met = judge(goal, results)
+        _, met = judge(goal, row.ours, results)
         texts.append(f"≤ {limit}")
         verdicts.append("not measured" if met is None else "met" if met else "MISSED")
     return ", ".join(texts), ", ".join(verdicts)

@@ -54,6 +54,8 @@ class Row:
     """To a local directory instead of the S3 server."""
     scatter_run: int = 1
     """How many neighbouring pages of B are rewritten at each of the scattered places."""
+    ours: str = "holdfast"
+    """Whose figures the goals are about."""
 
 
 _MEMORY = Goal("memory", 300 * MIB)
@@ -71,6 +73,14 @@ ROWS: tuple[Row, ...] = (
     Row(
         "restore-A", "restore A", "restore", "A",
         (Goal("time", 0.8, "pipe"), Goal("time", 0.5, "restic"), _MEMORY),
+    ),
+    Row(
+        "backup-A-http", "backup A over HTTP", "backup", "A", (Goal("time", 1.1, "holdfast"),), ("http", "holdfast"),
+        ours="http",
+    ),
+    Row(
+        "restore-A-http", "restore A over HTTP", "restore", "A", (Goal("time", 1.1, "holdfast"),),
+        ("http", "holdfast"), ours="http",
     ),
     Row(
         "changed-A", "1 % changed A", "changed", "A",

@@ -10,8 +10,9 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,6 +36,26 @@ def find_weed() -> str | None:
         return named
     beside = Path(sys.executable).parent / "weed"
     return str(beside) if beside.exists() else shutil.which("weed")
+
+
+def free_port() -> int:
+    """Return a port that is free at this moment."""
+    return _free_ports(1)[0]
+
+
+def wait_until_answered(url: str, process: subprocess.Popen[bytes]) -> None:
+    """Return when ``url`` is answered.
+
+    Raises ServerFailed when the process ends before, or it takes too long.
+    """
+    deadline = time.monotonic() + _READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServerFailed(f"{process.args!r} ended with {process.returncode}")
+        with suppress(OSError), urllib.request.urlopen(url, timeout=5):  # noqa: S310 -- of our own making
+            return
+        time.sleep(0.05)
+    raise ServerFailed(f"{url} was not answered within {_READY_TIMEOUT_S:.0f} s")
 
 
 def _free_ports(count: int) -> list[int]:
