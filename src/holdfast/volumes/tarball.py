@@ -286,15 +286,16 @@ def restore_tarball(
         raise TargetError(f"there is no directory {shown(target)!r} any more")
     name = file_name or os.path.basename(tarball.name.name.rstrip(b"/"))
     try:
-        lock_target(root, target)
+        lock_target(root, target, single_file=not tarball.is_directory)
         merges = options.mode == "merge" or not tarball.is_directory
         receiver = Receiver(root, target, options.spare, progress or Progress(), exclude=exclude, merges=merges)
         with receiver:
             _receive(tarball, receiver, name)
-        return receiver.result
     except DamageError as error:
         what = f"{tarball.key!r} in {tarball.bucket.url} is damaged: {error}"
         raise DamageError(what, hint=error.hint, paths=error.paths) from error
+    else:
+        return receiver.result
     finally:
         os.close(root)
 
