@@ -15,7 +15,7 @@ from typing import IO
 
 from holdfast.archive import tar
 from holdfast.archive.chunks import MAX_CHUNK, Chunker, ChunkMap, chunk_name
-from holdfast.archive.frames import LayerWriter
+from holdfast.archive.frames import LayerWriter, buffer
 from holdfast.model.snapshot import HOLE_LAYER, MOST_CHUNKS, RECORD, RECORD_SIZE, Entry, weight
 
 RUN_BYTES = 16 * 1024 * 1024
@@ -82,7 +82,7 @@ class LongFiles:
         """Read and cut one stretch of data; returns the offset where it ended, before ``stop`` if the file shrank."""
         run.flush()
         if self._window is None:
-            self._window = memoryview(bytearray(RUN_BYTES + 2 * _READ_BYTES))
+            self._window = buffer(RUN_BYTES + 2 * _READ_BYTES)
         window = self._window
         chunker = Chunker()
         at = start

@@ -299,6 +299,8 @@ class _Run:
         """End the threads; what they still wait to do is dropped."""
         self._compressors.shutdown(wait=False, cancel_futures=True)
         self._uploaders.shutdown(wait=False, cancel_futures=True)
+        # They hold most of the memory and know this run in turn: it must not wait for a collector of such circles.
+        del self._packer, self._layers, self._index, self._known
 
     # What the source holds, against what the parent held
 
