@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -54,6 +55,14 @@ class Serving:
     @property
     def pid(self) -> int:
         return self.server.pid
+
+    def workers(self) -> set[int]:
+        """The processes that it has started."""
+        found: set[int] = set()
+        for thread in os.listdir(f"/proc/{self.pid}/task"):
+            with contextlib.suppress(FileNotFoundError), open(f"/proc/{self.pid}/task/{thread}/children") as file:
+                found.update(map(int, file.read().split()))
+        return found
 
     def ask(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes | None = None

@@ -12,6 +12,7 @@
     │   └── NoSpaceError      … because the disk (or a quota) is full
     ├── DamageError           stored bytes are not what their name says
     ├── BusyError             somebody else holds what must be exclusive
+    ├── ProcessLost           a process that worked for us was killed
     ├── Interrupted           the user stopped it
     └── BucketError           the object store
         ├── AlreadyExists     a conditional write lost: the key is taken
@@ -73,6 +74,12 @@ class BusyError(HoldfastError):
     retryable = True
 
 
+class ProcessLost(HoldfastError):
+    """A process that worked for us was killed."""
+
+    retryable = True
+
+
 class Interrupted(HoldfastError):
     """The user stopped it."""
 
@@ -109,6 +116,7 @@ EXIT_CODES: dict[type[HoldfastError], int] = {
     NoSpaceError: 1,
     DamageError: 5,
     BusyError: 1,
+    ProcessLost: 1,
     Interrupted: 130,
     BucketError: 1,
     AlreadyExists: 1,
@@ -127,6 +135,7 @@ HTTP_STATUS: dict[type[HoldfastError], int] = {
     NoSpaceError: 507,
     DamageError: 500,
     BusyError: 503,
+    ProcessLost: 503,
     Interrupted: 503,
     BucketError: 502,
     AlreadyExists: 502,

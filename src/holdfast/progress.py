@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 
+_MOST_WARNINGS = 1000
+
 
 @dataclass(slots=True)
 class Progress:
     """Counters of one job. Written by the workers, read by a display at its own pace.
 
     ``bytes_done`` and ``files_done`` count what is dealt with (read, kept, written); ``bytes_stored`` what went into
-    the bucket. Totals are 0 while unknown. ``warnings`` are sentences for the user, in order.
+    the bucket. Totals are 0 while unknown. ``warnings`` are sentences for the user, in order, the first 1,000.
     """
 
     bytes_total: int = 0
@@ -32,5 +34,17 @@ class Progress:
     def warn(self, sentence: str) -> None:
         """Note something the user should know that does not stop the work."""
         with self._lock:
-            if sentence not in self.warnings:
+            if len(self.warnings) < _MOST_WARNINGS and sentence not in self.warnings:
                 self.warnings.append(sentence)
+
+    def given(self) -> tuple[tuple[int, ...], list[str]]:
+        """Give the counters and warnings as they are now, for :meth:`take` in another process."""
+        with self._lock:
+            counters = (self.bytes_total, self.files_total, self.bytes_done, self.files_done, self.bytes_stored)
+            return counters, list(self.warnings)
+
+    def take(self, counters: tuple[int, ...], warnings: list[str]) -> None:
+        """Show what another process has given."""
+        with self._lock:
+            self.bytes_total, self.files_total, self.bytes_done, self.files_done, self.bytes_stored = counters
+            self.warnings = warnings

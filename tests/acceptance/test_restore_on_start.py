@@ -1,5 +1,7 @@
 """`restore --if-empty --wait-for-store`: what the entrypoint of a container runs before its program."""
 
+import errno
+import os
 import signal
 import subprocess
 from urllib.parse import urlsplit
@@ -9,8 +11,10 @@ import pytest
 from backups import contents, leftovers, state
 from commandline import Holdfast
 from gate import Gate
+from holdfast.archive.extract import Tree
 from holdfast.cli import volumes
-from holdfast.errors import Unavailable
+from holdfast.errors import INCOMPLETE, Unavailable
+from holdfast.volumes import first
 from servers import free_ports
 from trees import random_bytes, write
 
@@ -105,6 +109,55 @@ def test_the_mark_of_an_interrupted_restore_is_seen(local, saved, tmp_path):
     _start(local, saved, "--target", target)
 
     assert state(target) == state(saved)
+
+
+@pytest.mark.parametrize("layout", ["registry", "tarball"])
+def test_the_mark_stays_until_all_is_done(tmp_path, monkeypatch, layout):
+    """Directories get their metadata last of all: until then, only we could use them."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    write(source / "folder/file", "kelp")
+    for path in (source / "folder/file", source / "folder", source):
+        os.utime(path, (7, 7))  # a tarball keeps whole seconds
+    monkeypatch.setenv("HOLDFAST_STORE", f"file://{tmp_path}/store?layout={layout}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    volumes.backup(str(source), quiet=True)
+    marked = []
+    set_metadata = Tree.set_metadata
+
+    def look_and_set(self, entry, status=None):
+        marked.append((entry.path, not first.is_empty(bytes(target))))
+        set_metadata(self, entry, status)
+
+    monkeypatch.setattr(Tree, "set_metadata", look_and_set)
+    volumes.restore(str(source), target=str(target), if_empty=True, quiet=True)
+
+    assert marked == [(b"folder", False), (b"", True)]
+    assert state(target) == state(source)
+    assert leftovers(target) == []
+
+
+@pytest.mark.parametrize("layout", ["registry", "tarball"])
+def test_an_incomplete_restore_is_not_taken_for_the_whole(tmp_path, monkeypatch, layout):
+    source, target = tmp_path / "source", tmp_path / "target"
+    write(source / "file", "kelp")
+    write(source / "other", "rope")
+    monkeypatch.setenv("HOLDFAST_STORE", f"file://{tmp_path}/store?layout={layout}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    volumes.backup(str(source), quiet=True)
+    create = Tree.create
+
+    def fail_one(self, name, folder, entry):
+        if entry.path == b"other":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return create(self, name, folder, entry)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Tree, "create", fail_one)
+        assert volumes.restore(str(source), target=str(target), if_empty=True, quiet=True) == INCOMPLETE
+    assert volumes.restore(str(source), target=str(target), if_empty=True, quiet=True) == 0
+
+    assert contents(target) == contents(source)
+    assert leftovers(target) == []
 
 
 @pytest.mark.needs("seaweedfs")

@@ -437,3 +437,93 @@ def test_what_touches_one_path_goes_one_after_another(serve, data, gate, behind_
     ended = [json.loads(line)["event"] for line in server.log.read_text().splitlines()]
     done = [event for event in ended if event in ("save done", "restore done", "restore failed")]
     assert done[1:4] == ["restore done", "restore done", "save done"]
+
+
+# The processes that do the work
+
+
+def _is_there(pid):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.mark.needs("seaweedfs")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_worker_that_is_killed_costs_its_own_job_alone(serve, data, gate, behind_gate, background, layout):
+    server = serve(behind_gate, layout=layout)
+    tree = data / "tree"
+    _make_tree(tree)
+    assert server.ask("GET", str(tree)).status == 200
+    (before,) = server.workers()
+    (tree / "large").write_bytes(random_bytes(16 * MIB, 7))
+    gate.close()
+    held = background(server.ask, "GET", str(tree))
+    gate.wait_until_held()
+    os.kill(before, signal.SIGKILL)
+    answer = held.result(WAIT_S)
+    gate.open()
+
+    assert answer.status == 503
+    assert "ended with -9" in answer.json["error"]
+    assert server.ask("GET", str(tree)).status == 200
+    (after,) = server.workers()
+    assert after != before
+    whole = state(tree)
+    shutil.rmtree(tree)
+    assert server.ask("PUT", str(tree)).status == 200
+    assert state(tree) == whole or layout == "tarball"
+    assert server.end() == 0
+
+
+@pytest.mark.needs("seaweedfs")
+def test_a_server_that_is_killed_leaves_no_process_behind(serve, data, gate, behind_gate, background):
+    server = serve(behind_gate)
+    _make_tree(data / "tree")
+    gate.close()
+    held = background(server.ask, "GET", str(data / "tree"))
+    gate.wait_until_held()
+    workers = server.workers()
+    assert workers
+    server.stop()
+    with pytest.raises((OSError, http.client.HTTPException)):
+        held.result(WAIT_S)
+
+    _until(lambda: not any(map(_is_there, workers)))
+
+
+@pytest.mark.needs("seaweedfs")
+def test_ctrl_c_reaches_all_and_ends_no_work(serve, data, gate, behind_gate, background):
+    server = serve(behind_gate)
+    _make_tree(data / "tree")
+    gate.close()
+    held = background(server.ask, "GET", str(data / "tree"))
+    gate.wait_until_held()
+    for pid in server.workers():
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+    os.kill(server.pid, signal.SIGINT)
+    gate.open()
+
+    assert held.result(WAIT_S).status == 200
+    assert server.wait() == 0
+
+
+@pytest.mark.needs("seaweedfs")
+def test_progress_and_warnings_come_through(serve, data, gate, behind_gate, background):
+    server = serve(behind_gate)
+    _make_tree(data / "tree")
+    gate.close()
+    held = background(server.ask, "GET", str(data / "tree"), {"Accept": "application/x-ndjson"})
+    gate.wait_until_held()
+    gate.open()
+    gate.close_after(12 * MIB, "in")
+    _until(lambda: gate.inwards >= 12 * MIB)
+    gate.wait_until_held()
+    gate.open()
+    lines = held.result(WAIT_S).lines
+
+    assert lines[-1]["success"] is True
+    told = [line["progress"] for line in lines[:-1]]
+    assert told == sorted(told, key=lambda progress: (progress["files_done"], progress["bytes_done"]))
+    assert lines[-1]["data"]["files"] == 43

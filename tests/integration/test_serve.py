@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
+import socket
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -173,6 +177,8 @@ def test_what_is_asked_wrongly(serve, volume):
         ("PUT", f"{www}?snapsot=latest", 400),
         ("PUT", f"{www}?snapshot=latest&at=2026-01-01", 400),
         ("PUT", f"{www}?at=yesterday", 400),
+        ("PUT", f"{www}?at=0001-01-01", 400),
+        ("PUT", f"{www}?at=9999-12-31T23:59:59-23:00", 400),
         ("DELETE", www, 405),
         ("HEAD", www, 405),
         ("OPTIONS", www, 405),
@@ -188,6 +194,65 @@ def test_what_is_asked_wrongly(serve, volume):
             assert "GET" in answer.headers["allow"]
     assert contents(volume / "www") == before
     assert server.ask("GET", f"/-/snapshots{www}").json["snapshots"] == []
+
+
+def test_the_store_in_a_root_is_not_for_requests(serve, volume):
+    store = volume / "www/store"
+    server = serve(HOLDFAST_STORE=f"file://{store}")
+    _ok(server.ask("GET", f"{volume}/www"))
+    before = contents(store)
+
+    for method, path in (("GET", store), ("PUT", store / "docker"), ("POST", store / "docker/registry")):
+        assert server.ask(method, str(path)).status == 403
+    assert server.ask("GET", f"/-/snapshots{store}").status == 403
+    assert contents(store) == before
+    _ok(server.ask("PUT", f"{volume}/www"))
+    assert contents(store) == before
+
+
+@pytest.mark.parametrize("layout", ["registry", "tarball"])
+def test_the_files_of_one_directory_at_once(serve, volume, layout):
+    server = serve(HOLDFAST_LAYOUT=layout)
+    names = [f"{volume}/{number}" for number in range(8)]
+    for name in names:
+        Path(name).write_bytes(os.urandom(2_000_000))
+        _ok(server.ask("GET", name))
+    before = contents(volume)
+    for name in names:
+        os.unlink(name)
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        answers = list(pool.map(lambda name: server.ask("PUT", name), names))
+
+    assert [answer.status for answer in answers] == [200] * len(names)
+    assert contents(volume) == before
+
+
+def test_a_look_into_a_bucket_that_is_silent_does_not_keep_the_server(serve, volume):
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
+        server = serve(
+            HOLDFAST_STORE=f"s3://bucket?endpoint=http://127.0.0.1:{silent.getsockname()[1]}",
+            HOLDFAST_SERVE_GRACE="100ms",
+            AWS_ACCESS_KEY_ID="a",
+            AWS_SECRET_ACCESS_KEY="b",
+            AWS_DEFAULT_REGION="us-east-1",
+        )
+        asked = pool.submit(server.ask, "GET", f"/-/snapshots{volume}/www")
+        connection, _ = silent.accept()
+        with connection:
+            assert server.end() == 0
+            assert asked.result().status == 503
+
+
+def test_it_takes_as_many_open_files_as_it_is_given(serve):
+    """Each restore may have some 250 open; where the limit is 1,024, as often, eight at once would fail."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
+    try:
+        server = serve()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert resource.prlimit(server.pid, resource.RLIMIT_NOFILE) == (hard, hard)
 
 
 def test_progress_as_it_goes(serve, volume):

@@ -25,10 +25,10 @@ VERSIONS = 4
 
 
 class Watch:
-    """What a process takes, looked at by whoever comes by: (seconds, resident bytes, threads, descriptors)."""
+    """What a server and its workers take, whoever looks: (seconds, resident bytes, threads, descriptors)."""
 
-    def __init__(self, pid: int) -> None:
-        self._process = f"/proc/{pid}"
+    def __init__(self, server: Serving) -> None:
+        self._server = server
         self._began = time.monotonic()
         self._seen: list[tuple[float, int, int, int]] = []
 
@@ -37,9 +37,12 @@ class Watch:
         return time.monotonic() - self._began
 
     def look(self) -> None:
-        with open(f"{self._process}/statm") as file:
-            resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        threads, descriptors = (len(os.listdir(f"{self._process}/{of}")) for of in ("task", "fd"))
+        resident = threads = descriptors = 0
+        for pid in (self._server.pid, *self._server.workers()):
+            with open(f"/proc/{pid}/statm") as file:
+                resident += int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            threads += len(os.listdir(f"/proc/{pid}/task"))
+            descriptors += len(os.listdir(f"/proc/{pid}/fd"))
         self._seen.append((self.seconds, resident, threads, descriptors))
 
     def most(self, start_s: float, end_s: float) -> tuple[int, ...]:
@@ -116,7 +119,7 @@ def test_many_clients_for_a_minute(tmp_path, s3_bucket):
             _make(shared, version, random.Random(version))
             tags.append(_ask(server, "GET", shared)["tag"])
             (shared / f"below/of {version}").unlink()
-        watch = Watch(server.pid)
+        watch = Watch(server)
         with ThreadPoolExecutor(CLIENTS + SHARING) as pool:
             own = [pool.submit(_save_and_restore, server, data / f"{n}", watch, n) for n in range(CLIENTS)]
             joint = [pool.submit(_share, server, shared, watch, n, tags) for n in range(SHARING)]

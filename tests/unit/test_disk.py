@@ -255,3 +255,18 @@ def test_a_bucket_that_was_removed_can_be_made_again(bucket, root):
     bucket.put("a/k", b"y")
 
     assert bucket.get("a/k", limit=9) == b"y"
+
+
+def test_a_name_that_is_too_long_for_the_file_system(bucket):
+    bucket.put("a/b", b"")
+    with pytest.raises(ObjectNotFound):
+        bucket.open_stream("a/" + "x" * 300)
+    with pytest.raises(BucketError, match="too long"):
+        bucket.put("a/" + "x" * 300, b"")
+
+
+def test_no_object_lies_below_another(bucket):
+    bucket.put("a", b"")
+    with pytest.raises(BucketError, match="no directory") as caught:
+        bucket.put("a/b", b"")
+    assert not caught.value.retryable

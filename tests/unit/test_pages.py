@@ -75,10 +75,10 @@ def _files(count):
     return [entry(path, size=n, chunks=RECORD.pack(bytes([n % 256]) * 32, 0, n, 7)) for n, path in enumerate(paths)]
 
 
-def test_pages_hold_about_a_hundred_entries():
+def test_pages_hold_about_sixty_entries():
     written = Written(_files(20_000))
 
-    assert 100 < len(written.names) < 250
+    assert 250 < len(written.names) < 400
 
 
 @pytest.mark.parametrize("where", [0, 1, 7_777, 19_999])

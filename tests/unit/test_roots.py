@@ -118,6 +118,59 @@ def test_a_root_that_is_a_symlink_and_the_root_of_all(top):
         assert place.kind == "directory"
 
 
+def test_a_root_does_not_move_with_what_stands_at_its_path(top):
+    """Who can write in a root may put a symlink where another root was."""
+    os.mkdir(top + b"/data/sub/deep")
+    nested = Roots([top + b"/data", top + b"/data/sub/deep"])
+    os.rename(top + b"/data/sub", top + b"/data/was")
+    os.symlink(b"../secret", top + b"/data/sub")
+    os.mkdir(top + b"/secret/deep")
+
+    for path in (b"/data/sub", b"/data/sub/deep", b"/data/sub/deep/new"):
+        with pytest.raises(ForbiddenError), nested.existing(top + path):
+            pass
+        with pytest.raises(ForbiddenError), nested.writable(top + path, "directory"):
+            pass
+    assert os.listdir(top + b"/secret/deep") == []
+
+
+def test_a_root_in_another_that_is_exchanged_meanwhile(top, monkeypatch):
+    os.mkdir(top + b"/data/sub/deep")
+    nested = Roots([top + b"/data/sub/deep"])
+    resolve = nested._resolve  # noqa: SLF001 - the moment between looking and opening
+
+    def resolve_then_exchange(path):
+        found = resolve(path)
+        os.rename(top + b"/data/sub", top + b"/data/was")
+        os.symlink(b"../secret", top + b"/data/sub")
+        os.mkdir(top + b"/secret/deep")
+        return found
+
+    monkeypatch.setattr(nested, "_resolve", resolve_then_exchange)
+    with pytest.raises(NotFoundError), nested.existing(top + b"/data/sub/deep"):
+        pass
+
+
+def test_a_root_below_what_cannot_be_listed(top):
+    os.chmod(top + b"/data", 0o311)
+    with Roots([top + b"/data/sub"]).existing(top + b"/data/sub") as place:
+        assert os.listdir(place.folder) == []
+    os.chmod(top + b"/data", 0o755)
+
+
+def test_our_own_directories_are_nobodys(top):
+    os.makedirs(top + b"/data/store/blobs")
+    os.symlink(b"store/blobs", top + b"/data/way")
+    os.symlink(b"data/store", top + b"/store")
+    own = Roots([top + b"/data"], [top + b"/store", top + b"/data/cache"])
+    for path in (b"/data/store", b"/data/store/blobs", b"/data/way", b"/data/cache/new"):
+        with pytest.raises(ForbiddenError, match="own"):
+            own.check(top + path)
+        with pytest.raises(ForbiddenError), own.writable(top + path, "directory"):
+            pass
+    assert own.check(top + b"/data/stored") == top + b"/data/stored"
+
+
 MOUNTS = b"""\
 613 512 0:52 / / rw,relatime master:1 - overlay overlay rw,lowerdir=/l
 614 613 0:55 / /proc rw,nosuid - proc proc rw

@@ -1,5 +1,6 @@
 """Directories and files that are saved as one object, and come back."""
 
+import errno
 import gzip
 import io
 import os
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from backups import contents, leftovers, memory_bucket
+from holdfast.archive.extract import Tree
 from holdfast.archive.scan import Rules
-from holdfast.errors import BusyError, DamageError, SourceError, Unavailable, UsageError
+from holdfast.errors import BusyError, DamageError, SourceError, TargetError, Unavailable, UsageError
 from holdfast.model.names import SourceName
 from holdfast.model.urls import BucketUrl
 from holdfast.progress import Progress
@@ -425,6 +427,63 @@ def test_two_restores_into_one_directory(tmp_path, bucket):
     bring_back(bucket, tmp_path / "s", tmp_path / "target")
 
 
+def test_restores_of_single_files_do_not_keep_one_another_out(tmp_path, bucket):
+    import fcntl  # noqa: PLC0415
+
+    write(tmp_path / "s", "kelp")
+    save(bucket, tmp_path / "s")
+    (tmp_path / "target").mkdir()
+    held = os.open(tmp_path / "target", os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_SH)  # as the restore of another file holds it
+        bring_back(bucket, tmp_path / "s", tmp_path / "target")
+        fcntl.flock(held, fcntl.LOCK_EX)  # as that of the directory
+        with pytest.raises(BusyError):
+            bring_back(bucket, tmp_path / "s", tmp_path / "target")
+    finally:
+        os.close(held)
+    assert contents(tmp_path / "target") == {"s": b"kelp"}
+
+
+def test_warnings_are_bounded(tmp_path, bucket):
+    """Their number is up to who made the archive."""
+    members = [archive((f"{number}", b""), pax_headers={f"SCHILY.xattr.no.{number}": "x"}) for number in range(1100)]
+    place(bucket, tmp_path / "s", b"".join(member[:1536] for member in members) + bytes(1024), **OLD)
+    progress = Progress()
+    restore_tarball(found(bucket, tmp_path / "s"), Options(target=os.fsencode(tmp_path / "t")), progress=progress)
+    assert len(os.listdir(tmp_path / "t")) == 1100
+    assert len(progress.warnings) == 1000
+
+
+def test_our_own_directories_are_not_moved_out_of_the_way(tmp_path, bucket):
+    place(bucket, tmp_path / "s", archive(("a", b"file"), ("b", b"file")), **OLD)
+    target = tmp_path / "target"
+    write(target / "a/store/blob", "kelp")
+    write(target / "surplus", "stays, for not all could be restored")
+
+    restored = bring_back(bucket, tmp_path / "s", target, spare=(os.fsencode(target / "a/store"),))
+
+    assert [failed.path for failed in restored.failed] == ["a"]
+    assert (target / "a/store/blob").read_bytes() == b"kelp"
+    assert (target / "b").read_bytes() == b"file"
+    assert (target / "surplus").exists()
+
+
+def test_a_disk_that_fails_when_all_is_written_takes_nothing_away(tmp_path, bucket, monkeypatch):
+    place(bucket, tmp_path / "s", archive(("a", b"file")), **OLD)
+    target = tmp_path / "target"
+    write(target / "a/precious", "kelp")
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Tree, "names", fail)
+    with pytest.raises(TargetError, match="Input/output"):
+        bring_back(bucket, tmp_path / "s", target)
+
+    assert contents(target) == {"a": None, "a/precious": b"kelp"}
+
+
 def test_what_one_stream_cannot_give(tmp_path, bucket):
     place(bucket, tmp_path / "s", TAR, **OLD)
     for options in ({"paths": (b"x",)}, {"dry_run": True}):
@@ -471,6 +530,36 @@ def test_what_a_save_leaves_out_is_not_deleted(tmp_path, bucket):
 
     assert contents(source) == before
     assert restored.deleted == ["more"]
+
+
+@pytest.mark.parametrize(
+    ("owner", "mode", "stays"),
+    [
+        ((1, 1), 0o066, True),
+        ((2, 1), 0o406, True),
+        ((2, 3), 0o440, True),
+        ((1, 1), 0o400, False),
+        ((2, 1), 0o040, False),
+        ((2, 3), 0o004, False),
+    ],
+)
+def test_what_a_save_could_not_read_is_not_deleted(tmp_path, bucket, monkeypatch, owner, mode, stays):
+    """An archive does not say what is missing from it."""
+    source = make_small(tmp_path / "source")
+    save(bucket, source)
+    private = source / "b" / "private"
+    write(private, "private")
+    private.chmod(mode)
+    if IS_ROOT:
+        os.chown(private, *owner)
+    ids = private.stat()
+    monkeypatch.setattr(os, "geteuid", lambda: 1 + ids.st_uid - owner[0])
+    monkeypatch.setattr(os, "getegid", lambda: 1 + ids.st_gid - owner[1])
+    monkeypatch.setattr(os, "getgroups", list)
+
+    bring_back(bucket, source, source)
+
+    assert private.exists() == stays
 
 
 def test_sockets_are_left_out(tmp_path, bucket):
@@ -562,6 +651,11 @@ def test_a_path_that_no_object_can_be_called(tmp_path, bucket):
     (tmp_path / "line\nfeed").mkdir()
     with pytest.raises(UsageError, match="name of an object"):
         save(bucket, tmp_path / "line\nfeed")
+    deep = tmp_path / "/".join(["x" * 200] * 5)
+    deep.mkdir(parents=True)
+    with pytest.raises(UsageError, match="name of an object"):
+        save(bucket, deep)
+    assert find_tarball(bucket, name_of(deep)) is None
 
 
 def test_what_is_told(tmp_path, bucket):

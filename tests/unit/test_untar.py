@@ -227,6 +227,16 @@ def test_headers_in_a_row_are_bounded():
         read(b"".join(pax([(b"key%d" % number, b"x" * 900_000)], b"g") for number in range(3)) + member(b"a") + END)
 
 
+def test_a_long_name_does_not_stand_for_any_number_of_directories():
+    with pytest.raises(DamageError, match="too many directories"):
+        read(pax([(b"path", b"a/" * 30_000 + b"a")]) + raw() + END)
+
+
+def test_no_attributes_for_all_members_at_once():
+    common = pax([(b"SCHILY.xattr.user.x", b"1"), (b"mtime", b"7")], b"g")
+    assert [(entry.xattrs, entry.mtime_ns) for entry, _ in read(common + raw() + END)] == [(None, 7_000_000_000)]
+
+
 def test_an_archive_that_ends_too_early():
     whole = member(b"a", content=b"x" * 1000) + member(b"b", content=b"y" * 10)
     for length in range(0, len(whole) + 1, 64):

@@ -23,6 +23,8 @@ from holdfast.errors import NoSpaceError, TargetError
 from holdfast.model.snapshot import Entry, shown
 
 TEMPORARY = b".holdfast-"
+MARK = TEMPORARY + b"0" * 32
+"""A file in the root of a target that says: this restore has not ended, and what is here is a part."""
 _TEMPORARY_NAME = re.compile(re.escape(TEMPORARY) + rb"[0-9a-f]{32}")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -139,7 +141,7 @@ class Tree:
             else:
                 major, minor = entry.target if isinstance(entry.target, list) else (0, 0)
                 kind = stat.S_IFCHR if entry.kind == "c" else stat.S_IFBLK
-                os.mknod(beside, 0o600 | kind, os.makedev(major, minor), dir_fd=folder)
+                os.mknod(beside, 0o600 | kind, _device(major, minor), dir_fd=folder)
             self.set_metadata_at(folder, beside, entry)
             os.rename(beside, name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
@@ -236,6 +238,11 @@ class Tree:
         self.forget_folder(path)
         above, _, name = path.rpartition(b"/")
         _remove(self.folder(above), name, path, spares)
+
+    def remove_mark(self) -> None:
+        """Remove the mark of a restore that has not ended, where there is one."""
+        with suppress(FileNotFoundError):
+            os.unlink(MARK, dir_fd=self._root)
 
     def _folders(self) -> OrderedDict[bytes, int]:
         try:
@@ -388,6 +395,13 @@ def _is_settled(folder: int, name: bytes, path: bytes, spares: _Spares) -> bool:
     except FileNotFoundError:
         pass
     return True
+
+
+def _device(major: int, minor: int) -> int:
+    try:
+        return os.makedev(major, minor)
+    except OverflowError as error:
+        raise OSError(errno.EINVAL, "no device has such a number") from error
 
 
 def _umask() -> int:

@@ -19,6 +19,7 @@ Data = bytes | memoryview
 
 _MOST_HEADER_BYTES = 1024 * 1024
 _MOST_NAME_BYTES = 64 * 1024
+_MOST_UNSAID_BYTES = 64 * 1024 * 1024  # one long name stands for as many directories as it has slashes
 _LARGEST = (1 << 63) - 1
 _LARGEST_ID = 0xFFFFFFFE  # the one above means: leave it as it is
 _KINDS = {b"0": "f", b"\0": "f", b"7": "f", b"1": "h", b"2": "l", b"3": "c", b"4": "b", b"5": "d", b"6": "p"}
@@ -40,6 +41,7 @@ class Untar:
     def __init__(self, data: Iterator[Data]) -> None:
         """``data`` is the archive as it is when nothing is compressed, in buffers of any size."""
         self.names: dict[bytes, str] = {}
+        self._unsaid_bytes = 0
         self._stream = _Stream(data)
         self._left = 0
         self._common: dict[bytes, bytes] = {}
@@ -92,7 +94,7 @@ class Untar:
             if flag in (b"x", b"X"):
                 _add(records, _pax(self._body(size)))
             elif flag == b"g":
-                _add(self._common, _pax(self._body(size)))
+                _add(self._common, _without_attributes(_pax(self._body(size))))
             elif flag == b"L":
                 records[b"path"] = self._body(size).partition(b"\0")[0]
             elif flag == b"K":
@@ -120,6 +122,9 @@ class Untar:
         above = path.rpartition(b"/")[0]
         while above and above not in self.names:
             self.names[above] = "d"  # an archive may leave out the directories on the way
+            self._unsaid_bytes += len(above)
+            if self._unsaid_bytes > _MOST_UNSAID_BYTES:
+                raise _refused(path, "it lies in too many directories that the archive leaves out")
             above = above.rpartition(b"/")[0]
         if above and self.names[above] != "d":
             raise _refused(path, "it lies below what is no directory")
@@ -311,6 +316,11 @@ def _pax(body: bytes) -> dict[bytes, bytes]:
         records[key] = value
         at = end
     return records
+
+
+def _without_attributes(records: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """Drop attributes that would be those of all members: no tar writes them, and each entry would hold them all."""
+    return {key: value for key, value in records.items() if not key.startswith(_XATTR)}
 
 
 def _refused(name: bytes, reason: str) -> DamageError:

@@ -44,11 +44,13 @@ def serve(
     settings = read_configuration(config, given)
     logs.set_up(settings.log.format, settings.log.level)
     faces = [] if settings.persist is None else [_persist_face(settings, settings.persist)]
-    if serve_faces(faces, settings.serve.grace_s):
+    has_ended = serve_faces(faces, settings.serve.grace_s)
+    if has_ended:
         logs.info("stopped")
-        return 0
-    logs.warn("stopped with work under way: what it stored is found by the next one", grace_s=settings.serve.grace_s)
-    os._exit(1)  # threads that save or restore would keep the process
+    else:
+        grace_s = settings.serve.grace_s
+        logs.warn("stopped with work under way: what it stored is found by the next one", grace_s=grace_s)
+    os._exit(0 if has_ended else 1)  # threads that save, restore, or look into the bucket would keep the process
 
 
 def _persist_face(settings: Configuration, persist: Persist) -> Face:
@@ -56,8 +58,9 @@ def _persist_face(settings: Configuration, persist: Persist) -> Face:
     from holdfast.cli.options import open_lasting
     from holdfast.storage.cache import Cache
     from holdfast.storage.store import Store
+    from holdfast.volumes.keeper import Manner, Plan
     from holdfast.volumes.own import own_folders
-    from holdfast.volumes.persist import Manner, Persistence
+    from holdfast.volumes.persist import Persistence
     from holdfast.volumes.roots import Roots
     from holdfast.web.app import Face
     from holdfast.web.edge import Edge
@@ -65,11 +68,12 @@ def _persist_face(settings: Configuration, persist: Persist) -> Face:
     from holdfast.web.persist import PersistFace
 
     store, cache = Store(open_lasting(settings.store)), Cache.of_user()
-    roots = Roots(persist.roots) if persist.roots else Roots.of_container(own_folders(store, cache))
+    own = own_folders(store, cache)
+    roots = Roots(persist.roots, own) if persist.roots else Roots.of_container(own)
     manner = Manner(settings.layout, settings.level, settings.gzip, persist.exclude)
-    persistence = Persistence(store, cache, roots, manner, at_once=persist.jobs)
+    persistence = Persistence(Plan(settings.store, cache.folder, roots, manner), at_once=persist.jobs)
     metrics = Metrics(persistence.schedule)
     face = PersistFace(persistence, persist.verbs, metrics)
     edge = Edge("persist", face.answer, metrics, persist.token)
     logs.info("serving", store=str(store), layout=settings.layout, verbs=persist.verbs, roots=str(roots))
-    return Face("persist", edge, persist.listen, persistence.schedule.stop)
+    return Face("persist", edge, persist.listen, persistence.stop)

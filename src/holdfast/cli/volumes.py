@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -193,7 +192,7 @@ def restore(  # noqa: PLR0913 - the options of a command
     """Restore a snapshot, or parts of it. Only what differs is written; deletions come last, if all else succeeded."""
     from holdfast.model.names import SourceName, split_reference
     from holdfast.progress import Progress
-    from holdfast.volumes.first import is_empty, marked
+    from holdfast.volumes.first import is_empty, mark, unmark
     from holdfast.volumes.own import own_folders
     from holdfast.volumes.restore import Options
     from holdfast.volumes.saved import find_saved, is_file, restore_found, told
@@ -229,8 +228,12 @@ def restore(  # noqa: PLR0913 - the options of a command
         spare=own_folders(opened, cache),
     )
     marks = if_empty and not dry_run and not is_file(found)
-    with view.watch(job), marked(place) if marks else nullcontext():
+    if marks:
+        mark(place)
+    with view.watch(job):
         done = restore_found(found, options, progress=job)
+    if marks and done.complete:
+        unmark(place)
     for failed in done.failed[:20]:
         view.warn(f"could not restore {printable(failed.path)}: {failed.reason}")
     known = told(found)

@@ -20,6 +20,7 @@ TAR_TYPE = "application/x-tar"
 GZIPPED_TAR_TYPE = "application/x-gtar"
 _GZIPPED_TYPES = (GZIPPED_TAR_TYPE, "application/x-gzip", "application/gzip")
 _DEL = 0x7F
+_LONGEST_KEY = 1024  # in bytes; S3 refuses what is longer
 
 Body = Literal["tar", "raw", "unknown"]
 
@@ -43,13 +44,15 @@ class Tarball:
 def key_of(path: bytes) -> str:
     """Give the key of an absolute path (or of a volume's name): the path itself, without the slashes at its ends.
 
-    :raises UsageError: no object can be called that: the root, and names with control characters or not in UTF-8.
+    :raises UsageError: no object can be called that: the root, names with control characters or not in UTF-8, and paths
+        of more than 1,024 bytes.
     """
     try:
         key = path.strip(b"/").decode()
     except UnicodeDecodeError:
         key = ""
-    if not key or not is_safe(path.strip(b"/")) or any(ord(letter) < ord(" ") or ord(letter) == _DEL for letter in key):
+    is_text = not any(ord(letter) < ord(" ") or ord(letter) == _DEL for letter in key)
+    if not key or not is_text or not is_safe(path.strip(b"/")) or len(key.encode()) > _LONGEST_KEY:
         raise UsageError(
             f"{shown(path)!r} cannot be the name of an object", hint="use the layout registry for it, it takes any path"
         )
@@ -67,7 +70,7 @@ def keys_of(path: bytes) -> list[str]:
     keys = [quote(bare, safe="/!$&'()*+,;=:@"), quote(bare, safe="/")]
     with suppress(UsageError):
         keys.insert(0, key_of(path))
-    return list(dict.fromkeys(keys))
+    return [key for key in dict.fromkeys(keys) if len(key.encode()) <= _LONGEST_KEY]
 
 
 def find(bucket: Bucket, path: bytes) -> Tarball | None:

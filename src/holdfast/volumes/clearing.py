@@ -9,19 +9,21 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 
-from holdfast.archive.extract import Tree, aside_name, is_temporary
+from holdfast.archive.extract import MARK, Tree, aside_name, is_temporary
 from holdfast.errors import BusyError
 from holdfast.model.snapshot import shown
 from holdfast.volumes.snapshots import is_below
 
 
-def lock_target(root: int, target: bytes) -> None:
+def lock_target(root: int, target: bytes, *, single_file: bool = False) -> None:
     """Keep other restores out of an open directory, until it is closed.
+
+    Restores of ``single_file`` keep out those of the directory alone: each touches a file of its own.
 
     :raises BusyError: another one is under way.
     """
     try:
-        fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(root, (fcntl.LOCK_SH if single_file else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise BusyError(f"another restore into {shown(target)!r} is under way", hint="wait for it to end") from error
     except OSError:
@@ -54,7 +56,12 @@ class Clearing:
         self.surplus: list[bytes] = []
 
     def add(self, path: bytes) -> bool:
-        """Note a path that is to be removed in the end; False where it is spared. Our own leftovers never are."""
+        """Note a path that is to be removed in the end; False where it is spared. Our own leftovers never are.
+
+        But the mark is: it goes when even the directories have their metadata (:meth:`Tree.remove_mark`).
+        """
+        if path == MARK:
+            return False
         if not is_temporary(path.rpartition(b"/")[2]) and self._is_spared(path, self._tree.status(path)):
             return False
         self.surplus.append(path)
@@ -63,13 +70,16 @@ class Clearing:
     def make_way(self, path: bytes, status: os.stat_result, *, for_folder: bool) -> None:
         """Move what cannot be replaced by a rename aside; it is removed with all else that goes, at the very end.
 
-        :raises OSError: while merging, a directory that is not empty is in the way of what is none.
+        :raises OSError: while merging, a directory that is not empty is in the way of what is none; or one in which a
+            directory lies that must stay where it is.
         """
         is_folder = stat.S_ISDIR(status.st_mode)
         if is_folder == for_folder or not (is_folder or for_folder):
             return
         if is_folder and self._merges and self._tree.names(path):
             raise OSError(errno.EISDIR, "a directory that is not empty stands in its place (use replace)")
+        if is_folder and self._holds_own(path):
+            raise OSError(errno.EBUSY, "Holdfast's own directory lies in what stands in its place")
         above = path.rpartition(b"/")[0]
         aside = above + b"/" + aside_name() if above else aside_name()
         self._tree.rename(path, aside)
@@ -112,9 +122,10 @@ class Clearing:
         """Whether a path that is not in what is restored was never meant to be in it, and so is not removed."""
         if status is None or stat.S_ISSOCK(status.st_mode) or status.st_dev != self._tree.device:
             return True
-        if any(is_below(own, os.path.join(self._target, path)) for own in self._own):
-            return True
-        return self._is_left_out(path, status)
+        return self._holds_own(path) or self._is_left_out(path, status)
+
+    def _holds_own(self, path: bytes) -> bool:
+        return any(is_below(own, os.path.join(self._target, path)) for own in self._own)
 
 
 def _spares_nothing(_path: bytes, _status: os.stat_result) -> bool:

@@ -1,58 +1,27 @@
-"""Saves and restores paths of this machine for whoever asks from outside: only below the roots, and in turn."""
+"""Takes requests to save and restore paths: checked at once, done in turn, each by a process of its own."""
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
-from urllib.parse import quote
 
-from holdfast.archive.scan import Rules
-from holdfast.config import Layout
-from holdfast.errors import NotFoundError
 from holdfast.model.names import SourceName
-from holdfast.progress import Progress
-from holdfast.storage.cache import Cache
-from holdfast.storage.store import Store, blob_key
-from holdfast.volumes import backup
-from holdfast.volumes.own import own_folders, own_identities
-from holdfast.volumes.restore import Mode, Options
-from holdfast.volumes.roots import Roots
-from holdfast.volumes.saved import Found, find_saved, is_file, restore_found, told
+from holdfast.volumes.keeper import Plan, Restore, Save
+from holdfast.volumes.restore import Mode
 from holdfast.volumes.schedule import Job, Schedule
-from holdfast.volumes.snapshots import Listed, list_snapshots
-from holdfast.volumes.tarball import Tarball, find_tarball, save_tarball
-
-
-@dataclass(frozen=True, slots=True)
-class Manner:
-    """How a server saves: ``level`` is zstd's in snapshots (None: not at all), ``gzip`` is about tarballs."""
-
-    layout: Layout = "registry"
-    level: int | None = None
-    gzip: bool = True
-    exclude: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of a job, as plain values, and whether all of it could be done."""
-
-    told: dict[str, Any]
-    complete: bool
+from holdfast.volumes.snapshots import Listed
+from holdfast.volumes.tarball import Tarball
+from holdfast.volumes.workers import Workers
 
 
 class Persistence:
     """The paths below some roots, in one store. Safe from any thread; what it gives are jobs under way."""
 
-    def __init__(self, store: Store, cache: Cache, roots: Roots, manner: Manner, *, at_once: int) -> None:
-        self.store = store
-        self.roots = roots
+    def __init__(self, plan: Plan, *, at_once: int) -> None:
+        """``at_once`` jobs run side by side, each in a process of about 60 MiB and what its work takes."""
         self.schedule = Schedule(at_once)
-        self._cache = cache
-        self._manner = manner
+        self._roots = plan.roots
+        self._keeper = plan.keeper()
+        self._workers = Workers(plan)
 
     def save(self, name: SourceName) -> Job:
         """Ask for a save of a directory or file; the job gives an :class:`Outcome`.
@@ -60,8 +29,8 @@ class Persistence:
         :raises ForbiddenError: it is not below a root.
         :raises BusyError: too many wait already.
         """
-        path = self.roots.check(name.name)
-        return self.schedule.save(name.name, path, lambda progress: self._save(name, progress))
+        path = self._roots.check(name.name)
+        return self.schedule.save(name.name, path, lambda progress: self._workers.run(Save(name), progress))
 
     def restore(self, name: SourceName, mode: Mode, *, tag: str | None = None, at: datetime | None = None) -> Job:
         """Ask for a restore of what was saved under a name; the job gives an :class:`Outcome`.
@@ -69,72 +38,21 @@ class Persistence:
         :raises ForbiddenError: it is not below a root.
         :raises BusyError: too many wait already.
         """
-        path = self.roots.check(name.name)
-        return self.schedule.restore(
-            name.name, path, lambda progress: self._restore(name, mode, tag=tag, at=at, progress=progress)
-        )
+        path = self._roots.check(name.name)
+        task = Restore(name, mode, tag, at)
+        return self.schedule.restore(name.name, path, lambda progress: self._workers.run(task, progress))
 
     def history(self, name: SourceName) -> tuple[list[Listed], Tarball | None]:
         """Give the snapshots of a path, oldest first, and the tarball that lies under its name.
 
         :raises ForbiddenError: it is not below a root.
         """
-        self.roots.check(name.name)
-        return _snapshots(self.store, name), find_tarball(self.store.bucket, name)
+        self._roots.check(name.name)
+        return self._keeper.history(name)
 
-    def _save(self, name: SourceName, progress: Progress) -> Outcome:
-        rules = Rules(exclude=self._manner.exclude, folders=own_identities(self.store, self._cache))
-        with self.roots.existing(name.name) as place:
-            source = backup.Source(name, place.path, place.kind, place.folder)
-            if self._manner.layout == "tarball":
-                return self._save_tarball(source, rules, progress)
-            done = backup.back_up(
-                self.store, self._cache, source, options=backup.Options(rules, self._manner.level), progress=progress
-            )
-        known = {**done.told(), "repository": str(name.repository)}
-        return Outcome({**known, **self._where(blob_key(done.digest), f'"{done.digest}"')}, done.complete)
-
-    def _save_tarball(self, source: backup.Source, rules: Rules, progress: Progress) -> Outcome:
-        saved = save_tarball(self.store.bucket, source, compress=self._manner.gzip, rules=rules, progress=progress)
-        return Outcome({**saved.told(), **self._where(saved.key, saved.etag)}, saved.complete)
-
-    def _where(self, key: str, etag: str) -> dict[str, object]:
-        """Give what micro-s3-persistence told of an upload, in its words."""
-        url = self.store.bucket.url
-        bucket, full = (url.directory, key) if url.scheme == "file" else (url.bucket, f"{url.prefix}/{key}".lstrip("/"))
-        location = f"{url.scheme}://{quote(f'{bucket}/{full}')}"
-        return {"ETag": etag, "Location": location, "Key": full, "key": full, "Bucket": bucket}
-
-    def _restore(
-        self, name: SourceName, mode: Mode, *, tag: str | None, at: datetime | None, progress: Progress
-    ) -> Outcome:
-        found = self._find(name, tag, at)
-        single = is_file(found)
-        with self.roots.writable(name.name, "file" if single else "directory") as place:
-            options = Options(
-                target=os.path.dirname(place.path) if single else place.path,
-                opened=place.folder,
-                mode=mode,
-                spare=own_folders(self.store, self._cache),
-            )
-            restored = restore_found(
-                found,
-                options,
-                file_name=os.path.basename(place.path) if single else None,
-                exclude=self._manner.exclude,
-                progress=progress,
-            )
-        return Outcome({**told(found), **restored.told()}, restored.complete)
-
-    def _find(self, name: SourceName, tag: str | None, at: datetime | None) -> Found:
-        prefers_tarball = self._manner.layout == "tarball"
-        try:
-            return find_saved(self.store, self._cache, name, prefers_tarball=prefers_tarball, tag=tag, at=at)
-        except NotFoundError as error:
-            raise NotFoundError(str(error)) from error  # its hint names what else is saved: not for everybody
-
-
-def _snapshots(store: Store, name: SourceName) -> list[Listed]:
-    with suppress(NotFoundError):
-        return list(list_snapshots(store, name))
-    return []
+    def stop(self, grace_s: float) -> bool:
+        """Take no more requests, and give what runs some time. Whether all has ended."""
+        if not self.schedule.stop(grace_s):
+            return False
+        self._workers.close()
+        return True

@@ -191,12 +191,12 @@ class Receiver:
             for entry in self._links.values():
                 self.result.others += 1
                 self._try(entry.path, self._make_link, entry)
+            if self._names is not None and not self._failures:
+                for folder in sorted(self._ready - self._new):
+                    self._try(folder, self._find_surplus, folder)
         except BaseException:
             self._clearing.put_back(undo=True)
             raise
-        if self._names is not None and not self._failures:
-            for folder in sorted(self._ready - self._new):
-                self._try(folder, self._find_surplus, folder)
         if self._failures:
             self._put_back()
         else:
@@ -224,8 +224,12 @@ class Receiver:
 
     def _set_folders(self) -> None:
         """Set the directories' metadata, the deepest first, once nothing in them changes any more."""
-        for path in sorted(self._folders, reverse=True):  # what lies below a path sorts behind it
+        for path in sorted(filter(None, self._folders), reverse=True):  # what lies below a path sorts behind it
             self._try(path, self._tree.set_metadata, self._folders[path])
+        if self._names is not None and not self._failures:
+            self._try(b"", self._tree.remove_mark)
+        if b"" in self._folders:
+            self._try(b"", self._tree.set_metadata, self._folders[b""])
 
     def _try(self, path: bytes, step: Callable[..., None], *rest: object) -> None:
         """Do one step; what goes wrong with one path is noted, what goes wrong with all of them is raised."""
@@ -240,8 +244,23 @@ def _join(folder: bytes, name: bytes) -> bytes:
 
 
 def _left_out(exclude: tuple[str, ...]) -> Callable[[bytes, os.stat_result], bool]:
+    """Give what tells which paths a save leaves out: by pattern, or because it cannot read them."""
     is_excluded = matcher(exclude)
-    return lambda path, status: is_excluded(path, stat.S_ISDIR(status.st_mode))
+    user, groups = os.geteuid(), {os.getegid(), *os.getgroups()}
+
+    def is_left_out(path: bytes, status: os.stat_result) -> bool:
+        return is_excluded(path, stat.S_ISDIR(status.st_mode)) or not _is_readable(status, user, groups)
+
+    return is_left_out
+
+
+def _is_readable(status: os.stat_result, user: int, groups: set[int]) -> bool:
+    """Whether a file's owner and mode let a user read it. Of other kinds a save needs only the name."""
+    if user == 0 or not stat.S_ISREG(status.st_mode):
+        return True
+    if status.st_uid == user:
+        return bool(status.st_mode & stat.S_IRUSR)
+    return bool(status.st_mode & (stat.S_IRGRP if status.st_gid in groups else stat.S_IROTH))
 
 
 def _unsaid(path: bytes) -> Entry:

@@ -104,7 +104,7 @@ def restore(snapshot: Snapshot, options: Options, progress: Progress | None = No
     if root is None:
         return _restore_nowhere(snapshot, options, target)
     try:
-        lock_target(root, target)
+        lock_target(root, target, single_file=snapshot.config.source.kind == "file")
         run = _Run(snapshot, options, mode, target, root, progress or Progress())
         try:
             return run.restore()
@@ -468,7 +468,8 @@ class _Run:
     def _abandon(self) -> None:
         """Leave no half-written file behind, and nothing moved aside."""
         self._files.abandon()
-        self._put_back()
+        self._result.deleted.clear()
+        self._clearing.put_back(undo=True)
 
     def _put_back(self) -> None:
         self._result.deleted.clear()
@@ -478,6 +479,8 @@ class _Run:
         """Set the directories' metadata, the deepest first, once nothing in them changes any more."""
         for entry in reversed(self._folders):
             try:
+                if not entry.path and not self._failures:
+                    self._tree.remove_mark()
                 self._tree.set_metadata(entry)
             except OSError as error:
                 self._failures.note(entry.path, error)

@@ -22,10 +22,12 @@ from holdfast.model.snapshot import shown
 Kind = Literal["directory", "file"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ON_THE_WAY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # may be a directory that we cannot list
 _NEW_FOLDER_MODE = 0o755
 
 # What an engine mounts into every container, and where secrets and our own settings lie. A volume is none of these.
-_NO_VOLUMES = (b"/proc", b"/sys", b"/dev", b"/run", b"/var/run", b"/etc/holdfast", b"/tmp/.X11-unix")
+_KERNELS = (b"/proc", b"/sys", b"/dev")
+_NO_VOLUMES = (*_KERNELS, b"/run", b"/var/run", b"/etc/holdfast", b"/tmp/.X11-unix")
 _NO_VOLUME_TYPES = frozenset(
     ("proc", "sysfs", "devpts", "devtmpfs", "mqueue", "cgroup", "cgroup2", "securityfs", "debugfs", "tracefs", "bpf")
 )
@@ -48,9 +50,15 @@ class Place:
 class Roots:
     """Directories, and how to come below them."""
 
-    def __init__(self, roots: Sequence[bytes]) -> None:
-        """``roots`` are absolute paths; one that does not exist holds nothing, until it does."""
+    def __init__(self, roots: Sequence[bytes], not_below: Sequence[bytes] = ()) -> None:
+        """``roots`` are absolute paths; one that does not exist holds nothing, until it does.
+
+        What lies in ``not_below`` is none of theirs: our own directories. Symlinks in both are followed now, once:
+        later on, who can write in one root could lead another one anywhere.
+        """
         self.roots = tuple(os.path.normpath(root) for root in roots)
+        self._real = tuple(map(os.path.realpath, self.roots))
+        self._not_below = tuple(map(os.path.realpath, not_below))
 
     @classmethod
     def of_container(cls, not_below: Sequence[bytes] = (), mounts: bytes | None = None) -> Roots:
@@ -72,7 +80,7 @@ class Roots:
                 "no volume is mounted into this container",
                 hint="start it with --volumes-from or --volume, or set HOLDFAST_PERSIST_ROOTS",
             )
-        return cls(found)
+        return cls(found, not_below)
 
     def __str__(self) -> str:
         return ", ".join(map(shown, self.roots))
@@ -138,12 +146,13 @@ class Roots:
         """Give the root that a path is below, and where the path leads, both resolved."""
         try:
             real = os.path.realpath(path)
-            for root in self.roots:
-                base = os.path.realpath(root)
-                if _is_in(real, base):
-                    return base, real
         except OSError as error:
             raise _translated(path, error, SourceError) from error
+        if any(_is_in(real, folder) for folder in self._not_below):
+            raise ForbiddenError(f"{shown(path)!r} is Holdfast's own: the store or the cache")
+        for root in self._real:
+            if _is_in(real, root) and (root != b"/" or not any(_is_in(real, folder) for folder in _KERNELS)):
+                return root, real
         raise ForbiddenError(f"{shown(path)!r} is not below a root of this server", hint=f"its roots are {self}")
 
 
@@ -151,7 +160,7 @@ class Roots:
 def _walked(root: bytes, real: bytes, *, make: bool) -> Iterator[tuple[int, bytes]]:
     """Open the directory above a path, from its root on; give it and the last component, empty for the root itself."""
     parts = real[len(root.rstrip(b"/")) :].strip(b"/").split(b"/")
-    descriptor = os.open(root, _DIRECTORY)
+    descriptor = _open_root(root)
     try:
         for part in parts[:-1]:
             if make:
@@ -161,6 +170,19 @@ def _walked(root: bytes, real: bytes, *, make: bool) -> Iterator[tuple[int, byte
             os.close(descriptor)
             descriptor = below
         yield descriptor, parts[-1]
+    finally:
+        os.close(descriptor)
+
+
+def _open_root(root: bytes) -> int:
+    """Open a root, through no symlink on the way to it: it may lie in another one."""
+    descriptor = os.open(b"/", _ON_THE_WAY)
+    try:
+        for part in filter(None, root.split(b"/")):
+            below = os.open(part, _ON_THE_WAY, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = below
+        return os.open(b".", _DIRECTORY, dir_fd=descriptor)
     finally:
         os.close(descriptor)
 

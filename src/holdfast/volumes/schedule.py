@@ -102,7 +102,10 @@ class Schedule:
             running = [job.done for job in self._jobs]
         for job in dropped:
             job.done.set_exception(_stopping())
-        return not wait(running, grace_s).not_done
+        have_ended = not wait(running, grace_s).not_done
+        if have_ended:
+            self._pool.shutdown()  # by then all watchers have been told
+        return have_ended
 
     def _add(self, job: Job) -> Job:
         if self._is_stopped:

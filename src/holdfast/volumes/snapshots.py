@@ -222,11 +222,11 @@ def moment(text: str) -> datetime:
     """
     try:
         found = datetime.fromisoformat(text)
-    except ValueError as error:
+        if len(text) in (len("20261120"), len("2026-11-20")):
+            found = datetime.combine(found.date(), time.max)
+        return found.astimezone()
+    except (ValueError, OverflowError) as error:  # the latter where another zone's year would be 0 or 10000
         raise UsageError(f"not a time: {text!r}", hint="write it as 2026-11-20 or 2026-11-20T06:05:01Z") from error
-    if len(text) in (len("20261120"), len("2026-11-20")):
-        found = datetime.combine(found.date(), time.max)
-    return found.astimezone()
 
 
 def _contiguous(rows: list[PageRow], at: int) -> list[PageRow]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+import resource
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import h11
@@ -22,8 +22,6 @@ from holdfast.config import Address
 from holdfast.errors import UsageError
 
 _BACKLOG = 1024
-# Threads that save hand the interpreter over this often at the latest, so that the event loop can answer.
-_SWITCH_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +40,7 @@ def serve(faces: Sequence[Face], grace_s: float) -> bool:
     :returns: whether all work has ended.
     :raises UsageError: an address cannot be listened on.
     """
-    sys.setswitchinterval(_SWITCH_S)
+    _allow_open_files()
     sockets = [_listening(face) for face in faces]
     try:
         return asyncio.run(_serve(faces, sockets, grace_s))
@@ -99,6 +97,13 @@ class _Protocol(H11Protocol):
             super().send_400_response(msg)
         except h11.LocalProtocolError:
             self.transport.close()  # too late for this answer: another has begun, or may have no body
+
+
+def _allow_open_files() -> None:
+    """Take as many open files as the system gives: a restore has up to 250 open, and there are connections besides."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _config(face: Face, grace_s: float) -> uvicorn.Config:

@@ -16,7 +16,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from holdfast import logs
 from holdfast.errors import HoldfastError, UsageError, http_status
 from holdfast.model.names import SourceName
-from holdfast.volumes.persist import Outcome, Persistence
+from holdfast.volumes.keeper import Outcome
+from holdfast.volumes.persist import Persistence
 from holdfast.volumes.schedule import Job
 from holdfast.volumes.snapshots import moment
 from holdfast.web.edge import HEALTH, asked_path, scope_path, told

@@ -26,6 +26,7 @@ _MOST_REMEMBERED = 4096
 _STALE_S = 24 * 3600
 _PIECE_BYTES = 1024 * 1024
 _LABEL = "user.holdfast.label"
+_HINT_BOTH = "a directory cannot hold an object and others below it; an object store can, and layout registry"
 _MOST_BUFFERS = 512  # below IOV_MAX (1024) on every system
 
 
@@ -55,7 +56,7 @@ class DiskBucket(Bucket):
             except IsADirectoryError as error:
                 raise BucketError(
                     f"cannot store {self._named(key)}: other objects lie below that key",
-                    hint="a directory cannot hold both; keep them in an object store, or in layout registry",
+                    hint=_HINT_BOTH,
                 ) from error
             _sync_folder(os.path.dirname(path))
         return etag
@@ -84,8 +85,10 @@ class DiskBucket(Bucket):
     def _opened(self, key: str) -> FileIO:
         try:
             return open(self._path(key), "rb", buffering=0)
-        except IsADirectoryError as error:  # there are objects below that key
-            raise ObjectNotFound(f"there is no {self._named(key)}") from error
+        except OSError as error:
+            if error.errno in (errno.EISDIR, errno.ENAMETOOLONG):  # there are objects below that key, or cannot be any
+                raise ObjectNotFound(f"there is no {self._named(key)}") from error
+            raise
 
     def create(self, key: str, data: bytes) -> None:
         with self._translated(key), self._temporary([[data]]) as temporary:
@@ -197,7 +200,8 @@ class DiskBucket(Bucket):
                 os.mkdir(folder, 0o700)
             except FileExistsError:
                 if not os.path.isdir(folder):
-                    raise Unavailable(f"cannot store in {self.url}: {folder!r} is no directory") from None
+                    reason = f"cannot store in {self.url}: {folder!r} is no directory"
+                    raise BucketError(reason, hint=_HINT_BOTH) from None
             _sync_folder(parent)
         with self._lock:
             if len(self._synced) > _MOST_REMEMBERED:
@@ -226,6 +230,8 @@ class DiskBucket(Bucket):
         except PermissionError as error:
             raise AccessDenied(f"no permission for {self._named(key)}: {error.strerror}") from error
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise BucketError(f"a name in {self._named(key)} is too long for its file system") from error
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             hint = "free some space on the disk that holds the store" if full else None
             raise Unavailable(f"cannot reach {self._named(key)}: {error.strerror}", hint=hint) from error

@@ -421,4 +421,4 @@ def _frozen(credentials: Any) -> dict[str, Any]:
 def _first_line(error: Exception) -> str:
     """Shorten a third party's message to the part behind its URL, timings and XML body."""
     line = str(error).partition("\n")[0]
-    return line.rpartition(" - ")[2].partition(": <?xml")[0].strip()[:300]
+    return line.rpartition(" - ")[2].partition(": <")[0].strip()[:300]
