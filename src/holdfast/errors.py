@@ -18,6 +18,7 @@
         ├── AlreadyExists     a conditional write lost: the key is taken
         ├── AccessDenied      credentials are missing, wrong or not sufficient
         └── Unavailable       no answer, or none that made sense, after all retries (retryable)
+            └── BucketFull    the disk that holds the store is full
 
 Third-party exceptions are translated where they enter (``storage.bucket`` for object stores) and chained with ``from``.
 A message names the thing; ``hint`` names the way out. Neither ever holds a secret.
@@ -106,6 +107,12 @@ class Unavailable(BucketError):
     retryable = True
 
 
+class BucketFull(Unavailable):
+    """The disk that holds the store, or a quota on it, is full."""
+
+    retryable = False
+
+
 EXIT_CODES: dict[type[HoldfastError], int] = {
     UsageError: 2,
     ForbiddenError: 1,
@@ -122,6 +129,7 @@ EXIT_CODES: dict[type[HoldfastError], int] = {
     AlreadyExists: 1,
     AccessDenied: 1,
     Unavailable: 1,
+    BucketFull: 1,
 }
 """The command line's exit code for each error. 0 is done, 3 done but incomplete: neither is an error."""
 
@@ -141,6 +149,7 @@ HTTP_STATUS: dict[type[HoldfastError], int] = {
     AlreadyExists: 502,
     AccessDenied: 502,
     Unavailable: 504,
+    BucketFull: 507,
 }
 """The HTTP status that a face answers each error with."""
 

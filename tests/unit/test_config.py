@@ -516,3 +516,10 @@ def test_the_example_on_the_page_is_read(write):
 
     assert configuration.persist.roots == (b"/var/www", b"/srv/uploads")
     assert configuration.persist.token == Secret("kelp")
+
+
+@pytest.mark.parametrize("name", ["s3://bucket", "bucket/prefix", " bucket", "buck?et"])
+def test_the_old_variable_takes_a_name_alone(name):
+    with pytest.raises(UsageError, match="S3_BUCKET_NAME") as caught:
+        read_settings(environment={"S3_BUCKET_NAME": name})
+    assert "HOLDFAST_STORE" in caught.value.hint

@@ -1,3 +1,7 @@
+import http.server
+import threading
+from typing import ClassVar
+
 import obstore
 import obstore.exceptions
 import pytest
@@ -216,3 +220,77 @@ def test_a_system_without_certificates_is_told(monkeypatch):
     with pytest.raises(UsageError, match="No CA certificates") as caught:
         open_bucket(BucketUrl.parse("s3://bucket?endpoint=http://127.0.0.1:1"))
     assert "ca-certificates" in caught.value.hint
+
+
+@pytest.fixture
+def keys(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "some")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-this-test")
+
+
+@pytest.mark.usefixtures("keys")
+def test_what_the_url_says_comes_before_obstores_own_variables(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "true")
+    monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Teapot) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        opened = open_bucket(BucketUrl.parse(f"s3://bucket?endpoint=http://127.0.0.1:{server.server_port}"))
+        opened.create("key", b"data")
+        server.shutdown()
+
+    assert _Teapot.asked[-1] == ("PUT", "/bucket/key", "*", True)
+
+
+class _Teapot(http.server.BaseHTTPRequestHandler):
+    """Takes every object, and notes how it was asked: method, path, If-None-Match, and whether it was signed."""
+
+    asked: ClassVar = []
+
+    def do_PUT(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.asked.append(
+            (self.command, self.path, self.headers["If-None-Match"], self.headers["Authorization"] is not None)
+        )
+        self.send_response(200)
+        self.send_header("ETag", '"1"')
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.usefixtures("keys")
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("AWS_ENDPOINT_URL_S3", "127.0.0.1:8333", "not an endpoint"),
+        ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:8333 ", "not an endpoint"),
+        ("AWS_ENDPOINT_URL_S3", "http://", "not an endpoint"),
+        ("AWS_DEFAULT_REGION", "us-east-1\r", "not a region"),
+        ("AWS_ACCESS_KEY_ID", "some\r", "AWS_ACCESS_KEY_ID holds"),
+        ("AWS_SECRET_ACCESS_KEY", '"secret of this test"', "AWS_SECRET_ACCESS_KEY holds"),
+        ("AWS_SESSION_TOKEN", "token\r\n", "AWS_SESSION_TOKEN holds"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(monkeypatch, name, value, words):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=words) as caught:
+        open_bucket(BucketUrl.parse("s3://bucket"))
+    assert "secret" not in str(caught.value)
+
+
+def test_one_key_without_the_other_is_refused(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "some")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    with pytest.raises(AccessDenied) as caught:
+        open_bucket(BucketUrl.parse("s3://bucket?endpoint=http://127.0.0.1:1"))
+    assert "both" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["a b", "s3:", "", "-x", "x%20y"])
+def test_names_that_no_bucket_has(name):
+    with pytest.raises(UsageError):
+        BucketUrl.parse(f"s3://{name}")

@@ -289,7 +289,7 @@ class Tree:
             try:
                 os.setxattr(place, name, value, follow_symlinks=follow)
             except OSError as error:
-                if error.errno in _FATAL:
+                if error.errno in _FATAL and error.errno != errno.ENOSPC:  # which an inode's room is said to be, too
                     raise
                 self._warn(f"the extended attribute {shown(name)} cannot be restored here: {error.strerror}")
 

@@ -7,6 +7,7 @@ the server starts: every command pays for what is imported here.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 
 from holdfast.config.secret import Secret, load_secret_files
@@ -31,6 +32,7 @@ __all__ = [
     "read_settings",
 ]
 
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LEVELS = range(1, 20)
 DEFAULT_LEVEL = 2
 DEFAULT_FILE = "/etc/holdfast/config.yaml"
@@ -141,6 +143,11 @@ def _old_compression(env: Mapping[str, str]) -> str:
 
 def _old_bucket(env: Mapping[str, str]) -> str | None:
     name = env.get("S3_BUCKET_NAME")
+    if name and not _PLAIN_NAME.fullmatch(name):
+        raise UsageError(
+            f"S3_BUCKET_NAME is not a bucket's name: {name!r}",
+            hint="a URL goes into HOLDFAST_STORE, as s3://BUCKET/PREFIX",
+        )
     return f"s3://{name}" if name else None
 
 

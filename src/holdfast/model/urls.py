@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
@@ -14,6 +15,7 @@ _S3_OPTIONS = ("region", "endpoint", "profile", "path_style", "create", "anonymo
 _COMMON_OPTIONS = ("create", "layout")
 _SHOWN_OPTIONS = frozenset(_S3_OPTIONS)
 LAYOUTS = ("registry", "tarball", "dogestry")
+_S3_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -60,8 +62,15 @@ class BucketUrl:
             raise UsageError(
                 f"{self.scheme}:// needs a bucket's name", hint=f"write it as {self.scheme}://BUCKET/PREFIX"
             )
+        if self.scheme == "s3" and not _S3_NAME.fullmatch(self.bucket):
+            raise UsageError(
+                f"not a bucket's name: {self.bucket!r}", hint="it has letters, digits, hyphens, dots and underscores"
+            )
         if any(part in (".", "..") for part in self.prefix.split("/")) or "\0" in self.prefix:
             raise UsageError("a store's URL must not hold '.', '..' or NUL")
+        self._check_options()
+
+    def _check_options(self) -> None:
         known = _S3_OPTIONS if self.scheme == "s3" else _COMMON_OPTIONS
         for name, _ in self.options:
             if name not in known and self.scheme not in ("gs", "az"):

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from holdfast.archive.scan import Rules
 from holdfast.config import Layout
-from holdfast.errors import NotFoundError
+from holdfast.errors import NotFoundError, ObjectNotFound
 from holdfast.model.names import SourceName
 from holdfast.model.urls import BucketUrl
 from holdfast.progress import Progress
@@ -118,6 +118,8 @@ class Keeper:
         prefers_tarball = self._manner.layout == "tarball"
         try:
             return find_saved(self.store, self._cache, name, prefers_tarball=prefers_tarball, tag=tag, at=at)
+        except ObjectNotFound:
+            raise
         except NotFoundError as error:
             raise NotFoundError(str(error)) from error  # its hint names what else is saved: not for everybody
 

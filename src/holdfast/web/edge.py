@@ -89,7 +89,7 @@ class Edge:
             )
         except Exception as error:  # noqa: BLE001 - a request's bug must not end the server
             logs.error("internal error", exception=error, path=asked_path(request.scope))
-            return JSONResponse({"error": "internal error: see the server's log"}, HTTPStatus.INTERNAL_SERVER_ERROR)
+            return Json({"error": "internal error: see the server's log"}, HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def _refused(self, request: Request) -> Response | None:
         if self._token is not None:
@@ -98,13 +98,16 @@ class Edge:
             known = hmac.compare_digest(credentials.strip().encode(), self._token.value.encode())
             if scheme.lower() == "bearer" and known:
                 return None
-            return JSONResponse(
-                {"error": "this server wants a token", "hint": "send it as Authorization: Bearer TOKEN"},
+            return Json(
+                {
+                    "error": "this token is not the server's" if given else "this server wants a token",
+                    "hint": "send it as Authorization: Bearer TOKEN",
+                },
                 HTTPStatus.UNAUTHORIZED,
                 {"WWW-Authenticate": 'Bearer realm="holdfast"'},
             )
         if "origin" in request.headers or request.headers.get("sec-fetch-site", "none") != "none":
-            return JSONResponse({"error": "requests of web pages need a token"}, HTTPStatus.FORBIDDEN)
+            return Json({"error": "requests of web pages need a token"}, HTTPStatus.FORBIDDEN)
         return None
 
 
@@ -112,10 +115,18 @@ class _Broken(Exception):
     """A client cannot be answered: it has sent, behind its request, what is no HTTP."""
 
 
+class Json(JSONResponse):
+    """A JSON document that ends with its line, so that it does not run into a terminal's prompt."""
+
+    def render(self, content: object) -> bytes:
+        """Give the bytes of the body."""
+        return super().render(content) + b"\n"
+
+
 def error_response(error: HoldfastError) -> Response:
     """Tell an error, with the status that belongs to it."""
     headers = {"Retry-After": _RETRY_AFTER_S} if error.retryable else None
-    return JSONResponse(told(error), http_status(error), headers)
+    return Json(told(error), http_status(error), headers)
 
 
 def told(error: HoldfastError) -> dict[str, str]:

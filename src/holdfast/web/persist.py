@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from holdfast import logs
 from holdfast.errors import HoldfastError, UsageError, http_status
@@ -20,7 +20,7 @@ from holdfast.volumes.keeper import Outcome
 from holdfast.volumes.persist import Persistence
 from holdfast.volumes.schedule import Job
 from holdfast.volumes.snapshots import moment
-from holdfast.web.edge import HEALTH, asked_path, scope_path, told
+from holdfast.web.edge import HEALTH, Json, asked_path, scope_path, told
 from holdfast.web.metrics import Metrics
 
 Verb = Literal["save", "replace", "merge"]
@@ -71,13 +71,13 @@ class PersistFace:
             return _not_allowed("GET", "HEAD")
         if path == HEALTH:
             schedule = self._persistence.schedule
-            return JSONResponse({"status": "ok", "running": schedule.running, "waiting": schedule.waiting})
+            return Json({"status": "ok", "running": schedule.running, "waiting": schedule.waiting})
         if path == _METRICS:
             return self._metrics.response()
         if path.startswith(_SNAPSHOTS):
             name = named(path[len(_SNAPSHOTS) - 1 :])
-            return JSONResponse(await run_in_threadpool(self._history, name))
-        return JSONResponse({"error": f"there is no {asked_path(request.scope)}"}, HTTPStatus.NOT_FOUND)
+            return Json(await run_in_threadpool(self._history, name))
+        return Json({"error": f"there is no {asked_path(request.scope)}"}, HTTPStatus.NOT_FOUND)
 
     def _asked(self, name: SourceName, verb: Verb, chosen: dict[str, Any]) -> Job:
         if verb == "save":
@@ -99,12 +99,15 @@ class PersistFace:
         error = job.done.exception()
         if error is not None:
             self._metrics.ended(job, "failed", 0)
-            known = isinstance(error, HoldfastError)
-            reason = str(error) if known else type(error).__name__
-            logs.error(f"{job.kind} failed", exception=None if known else error, path=str(name), error=reason)
+            what = f"{job.kind} failed"
+            if isinstance(error, HoldfastError):
+                logs.error(what, exception=None, path=str(name), **told(error))
+            else:
+                logs.error(what, exception=error, path=str(name), error=type(error).__name__)
             return
         outcome: Outcome = job.done.result()
         fields = {key: outcome.told.get(key) for key in ("tag", "files", "written", "seconds", "bytes_stored")}
+        fields["deleted"] = len(outcome.told.get("deleted", ()))
         self._metrics.ended(job, "ok" if outcome.complete else "incomplete", fields["bytes_stored"] or 0)
         log = logs.info if outcome.complete else logs.warn
         log(f"{job.kind} done", path=str(name), complete=outcome.complete, **{k: v for k, v in fields.items() if v})
@@ -149,7 +152,7 @@ async def _told_at_end(job: Job) -> Response:
     # Shielded: a client that goes away takes neither the job nor the answer from the others who asked for it.
     outcome = await asyncio.shield(asyncio.wrap_future(job.done))
     status, document = _document(job, outcome)
-    return JSONResponse(document, status)
+    return Json(document, status)
 
 
 async def _told_live(job: Job) -> AsyncIterator[bytes]:
@@ -194,4 +197,4 @@ def _line(document: dict[str, Any]) -> bytes:
 
 def _not_allowed(*methods: str) -> Response:
     allowed = ", ".join(methods)
-    return JSONResponse({"error": f"this path knows {allowed}"}, HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": allowed})
+    return Json({"error": f"this path knows {allowed}"}, HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": allowed})

@@ -17,7 +17,7 @@ from io import FileIO
 
 import msgspec
 
-from holdfast.errors import AccessDenied, AlreadyExists, BucketError, ObjectNotFound, Unavailable
+from holdfast.errors import AccessDenied, AlreadyExists, BucketError, BucketFull, ObjectNotFound, Unavailable
 from holdfast.model.urls import BucketUrl
 from holdfast.storage.bucket import Bucket, Data, Label, ObjectInfo, ObjectStream
 
@@ -232,9 +232,11 @@ class DiskBucket(Bucket):
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 raise BucketError(f"a name in {self._named(key)} is too long for its file system") from error
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            hint = "free some space on the disk that holds the store" if full else None
-            raise Unavailable(f"cannot reach {self._named(key)}: {error.strerror}", hint=hint) from error
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise BucketFull(
+                    f"no space left for {self._named(key)}", hint="free some space on the disk that holds the store"
+                ) from error
+            raise Unavailable(f"cannot reach {self._named(key)}: {error.strerror}") from error
 
 
 def _buffers(data: bytes | Sequence[Data]) -> Sequence[Data]:

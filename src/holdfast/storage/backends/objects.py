@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, timedelta
+from itertools import chain
 from typing import Any
 
 import obstore
@@ -45,6 +47,10 @@ _PIECE_BYTES = 4 * 1024 * 1024
 _READ_ATTEMPTS = 3
 
 _AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn")
+
+_REGION = re.compile(r"[A-Za-z0-9_-]+")
+_ENDPOINT = re.compile(r"https?://[A-Za-z0-9._\-:\[\]]+(?:/[!-~]*)?")
+_NO_SPACES = re.compile(r"[!-~]*")
 
 _memory_stores: dict[str, Any] = {}
 _memory_lock = threading.Lock()
@@ -88,13 +94,20 @@ class ObjectBucket(Bucket):
             obstore.put(self._store, self._base + key, data, use_multipart=False)
 
     def _put_stream(self, key: str, data: Iterator[Data], label: Label, part_bytes: int) -> str:
+        begin: list[Data] = []
+        size = 0
+        for piece in data:
+            begin.append(bytes(piece))  # its maker may use the buffer again
+            size += len(piece)
+            if size >= part_bytes:
+                break
         with self._translated(key):
             done = obstore.put(
                 self._store,
                 self._base + key,
-                data,
+                chain(begin, data),
                 attributes={_CONTENT_TYPE: label.content_type, **label.metadata},
-                use_multipart=True,
+                use_multipart=size >= part_bytes,  # what fits into one part needs none
                 chunk_size=part_bytes,
                 max_concurrency=_PARTS_AT_ONCE,
             )
@@ -282,6 +295,14 @@ class _S3Access:
             or os.environ.get("AWS_ENDPOINT_URL")
             or self._from_session("endpoint")
         )
+        # What is no header or host makes obstore panic.
+        if self.region and not _REGION.fullmatch(self.region):
+            raise UsageError(f"not a region: {self.region!r}", hint="check region= in the URL, or AWS_DEFAULT_REGION")
+        if self.endpoint and not _ENDPOINT.fullmatch(self.endpoint):
+            raise UsageError(
+                f"not an endpoint: {self.endpoint!r}",
+                hint="write it as http://HOST:PORT or https://HOST in the URL's endpoint=, or in AWS_ENDPOINT_URL_S3",
+            )
 
     def open(self) -> Any:
         settings: dict[str, Any] = {
@@ -289,14 +310,15 @@ class _S3Access:
             # A blob is named by its SHA-256 and checked against it whenever it is read; hashing every body a second
             # time for the signature costs a tenth of a backup (docs/adr/0004).
             "unsigned_payload": True,
+            # obstore has variables of its own for these.
+            "conditional_put": "etag",
+            "skip_signature": self.anonymous,
         }
         client: Any = dict(_TIMEOUTS)
         if self.endpoint:
             settings["endpoint"] = self.endpoint
             client["allow_http"] = self.endpoint.startswith("http://")
-        if self.anonymous:
-            settings["skip_signature"] = True
-        else:
+        if not self.anonymous:
             settings["credential_provider"] = self._credentials()
         # With a dot in its name a bucket has no certificate: AWS's is for one label before its host's name.
         path_style = self._url.flag("path_style", default=bool(self.endpoint) or "." in self._url.bucket)
@@ -304,6 +326,8 @@ class _S3Access:
         if self.endpoint and not path_style:  # obstore wants the bucket in the host's name then
             scheme, _, host = self.endpoint.partition("://")
             settings["endpoint"] = f"{scheme}://{self._url.bucket}.{host}"
+        if self.endpoint:  # to obstore, the variable AWS_ENDPOINT_URL_S3 comes before `endpoint`
+            settings["aws_endpoint_url_s3"] = settings["endpoint"]
         try:
             return obstore.store.S3Store(
                 self._url.bucket,
@@ -324,7 +348,7 @@ class _S3Access:
         settings = {}
         if self.region not in (None, "us-east-1"):
             settings["CreateBucketConfiguration"] = {"LocationConstraint": self.region}
-        old = None if self._session().get_credentials() else _old_environment_keys()
+        old = None if self._session_credentials() else _old_environment_keys()
         keys = (
             {"aws_access_key_id": old["access_key_id"], "aws_secret_access_key": old["secret_access_key"]}
             if old
@@ -351,7 +375,7 @@ class _S3Access:
         environment = _environment_keys()
         if environment is not None and self._url.option("profile") is None:
             return lambda: environment
-        found = self._session().get_credentials()
+        found = self._session_credentials()
         if found is None:
             old = _old_environment_keys()
             if old is None:
@@ -362,6 +386,17 @@ class _S3Access:
                 )
             return lambda: old
         return lambda: _frozen(found)
+
+    def _session_credentials(self) -> Any:
+        from botocore.exceptions import BotoCoreError  # noqa: PLC0415 - start-up
+
+        try:
+            return self._session().get_credentials()
+        except BotoCoreError as error:
+            raise AccessDenied(
+                f"no credentials for {self._url}: {error}",
+                hint="set both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or neither",
+            ) from error
 
     def _session(self) -> Any:
         if self._session_made is None:
@@ -398,6 +433,12 @@ def _old_environment_keys() -> dict[str, Any] | None:
 def _keys(access: str, secret: str) -> dict[str, Any] | None:
     if not os.environ.get(access) or not os.environ.get(secret):
         return None
+    for name in (access, secret, "AWS_SESSION_TOKEN"):
+        if not _NO_SPACES.fullmatch(os.environ.get(name, "")):
+            raise UsageError(
+                f"{name} holds a space, a line end or another character that no key has",
+                hint="a file with Windows line ends, or quotes around a value, do that",
+            )
     return {
         "access_key_id": os.environ[access],
         "secret_access_key": os.environ[secret],
