@@ -258,3 +258,17 @@ def test_a_server_that_hangs_up_in_the_middle_of_an_answer(s3_bucket):
         assert proxy.cuts == 0
     finally:
         proxy.close()
+
+
+def test_a_file_and_the_directory_that_it_is_in(tmp_path, s3_bucket):
+    """A store that keeps objects as files takes both, as long as they are small."""
+    bucket = _open(s3_bucket)
+    source = make_small(tmp_path / "www")
+    for path in (source / "a.txt", source, source / "a.txt"):
+        save(bucket, path)
+    for path, target in ((source, "all"), (source / "a.txt", "one")):
+        (tmp_path / target).mkdir()
+        bring_back(bucket, path, tmp_path / target)
+
+    assert contents(tmp_path / "all") == contents(source)
+    assert contents(tmp_path / "one") == {"a.txt": (source / "a.txt").read_bytes()}
