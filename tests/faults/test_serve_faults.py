@@ -476,6 +476,17 @@ def test_a_worker_that_is_killed_costs_its_own_job_alone(serve, data, gate, behi
     assert server.end() == 0
 
 
+def test_a_worker_that_is_killed_while_it_has_nothing_to_do_costs_nothing(serve, data, tmp_path):
+    server = serve(f"file://{tmp_path}/store")
+    _make_tree(data / "tree")
+    for _ in range(3):
+        for pid in server.workers():
+            os.kill(pid, signal.SIGKILL)
+            _until(lambda pid=pid: not _is_there(pid))
+        assert server.ask("GET", str(data / "tree")).status == 200
+    assert len(server.workers()) == 1
+
+
 @pytest.mark.needs("seaweedfs")
 def test_a_server_that_is_killed_leaves_no_process_behind(serve, data, gate, behind_gate, background):
     server = serve(behind_gate)

@@ -39,18 +39,13 @@ class Workers:
 
         :raises HoldfastError: what it raised; :class:`ProcessLost` where it was killed.
         """
-        with self._lock:
-            worker = self._idle.pop() if self._idle else None
-        worker = worker or _Worker(self._plan)
+        worker = self._taken()
         try:
-            outcome = worker.run(task, progress)
-        except HoldfastError as error:
-            if isinstance(error, ProcessLost):
-                raise
-            self._put_back(worker)
-            raise
-        self._put_back(worker)
-        return outcome
+            return worker.run(task, progress)
+        finally:
+            if worker.is_alive:
+                with self._lock:
+                    self._idle.append(worker)
 
     def close(self) -> None:
         """End the workers that have nothing to do."""
@@ -59,9 +54,16 @@ class Workers:
         for worker in idle:
             worker.close()
 
-    def _put_back(self, worker: _Worker) -> None:
-        with self._lock:
-            self._idle.append(worker)
+    def _taken(self) -> _Worker:
+        """Take one that has nothing to do; some may have been killed since they last had."""
+        while True:
+            with self._lock:
+                worker = self._idle.pop() if self._idle else None
+            if worker is None:
+                return _Worker(self._plan)
+            if worker.is_alive:
+                return worker
+            worker.close()
 
 
 class _Worker:
@@ -101,6 +103,10 @@ class _Worker:
             raise result
         self.close()
         raise RuntimeError(result)  # the worker's traceback
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
 
     def close(self) -> None:
         self._connection.close()
@@ -150,3 +156,4 @@ def _tell(connection: Connection, progress: Progress, has_ended: threading.Event
 
 if __name__ == "__main__":
     _work(Connection(int(sys.argv[1])))
+    os._exit(0)  # threads that wait for a dead network would keep the process
