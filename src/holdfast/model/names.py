@@ -125,6 +125,11 @@ class SourceName:
         return source if source.repository == repository else None
 
 
+def lies_in(path: bytes, folder: bytes) -> bool:
+    """Whether an absolute, normalized path is a directory's or lies below it."""
+    return path == folder or path.startswith(folder.rstrip(b"/") + b"/")
+
+
 def _base32(data: bytes) -> bytes:
     return base64.b32encode(data).rstrip(b"=").lower()
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from holdfast.errors import ForbiddenError, NotFoundError, SourceError, TargetError, UsageError
+from holdfast.model.names import lies_in
 from holdfast.model.snapshot import shown
 
 Kind = Literal["directory", "file"]
@@ -74,7 +75,7 @@ class Roots:
                 )
             mounts = Path("/proc/self/mountinfo").read_bytes()
         spared = (*_NO_VOLUMES, *not_below)
-        found = [path for path in mounted(mounts) if not any(_is_in(path, folder) for folder in spared)]
+        found = [path for path in mounted(mounts) if not any(lies_in(path, folder) for folder in spared)]
         if not found:
             raise UsageError(
                 "no volume is mounted into this container",
@@ -148,10 +149,10 @@ class Roots:
             real = os.path.realpath(path)
         except OSError as error:
             raise _translated(path, error, SourceError) from error
-        if any(_is_in(real, folder) for folder in self._not_below):
+        if any(lies_in(real, folder) for folder in self._not_below):
             raise ForbiddenError(f"{shown(path)!r} is Holdfast's own: the store or the cache")
         for root in self._real:
-            if _is_in(real, root) and (root != b"/" or not any(_is_in(real, folder) for folder in _KERNELS)):
+            if lies_in(real, root) and (root != b"/" or not any(lies_in(real, folder) for folder in _KERNELS)):
                 return root, real
         raise ForbiddenError(f"{shown(path)!r} is not below a root of this server", hint=f"its roots are {self}")
 
@@ -227,7 +228,3 @@ def is_container() -> bool:
     """Whether this process runs in a container, as far as engines leave signs of it."""
     signs = ("/.dockerenv", "/run/.containerenv")
     return any(map(os.path.exists, signs)) or bool({"container", "KUBERNETES_SERVICE_HOST"} & os.environ.keys())
-
-
-def _is_in(path: bytes, folder: bytes) -> bool:
-    return path == folder or path.startswith(folder.rstrip(b"/") + b"/")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from holdfast.errors import BusyError
+from holdfast.model.names import lies_in
 from holdfast.progress import Progress
 
 Kind = Literal["save", "restore"]
@@ -38,7 +39,7 @@ class Job:
         """Whether the two must not run at once: one path is, or lies in, the other, and one of them is written."""
         if self.kind == other.kind == "save":
             return False
-        return _is_in(self.path, other.path) or _is_in(other.path, self.path)
+        return lies_in(self.path, other.path) or lies_in(other.path, self.path)
 
 
 class Schedule:
@@ -146,7 +147,3 @@ class Schedule:
 
 def _stopping() -> BusyError:
     return BusyError("the server is stopping", hint="try again once it is back")
-
-
-def _is_in(path: bytes, folder: bytes) -> bool:
-    return path == folder or path.startswith(folder.rstrip(b"/") + b"/")
