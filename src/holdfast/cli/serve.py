@@ -76,4 +76,4 @@ def _persist_face(settings: Configuration, persist: Persist) -> Face:
     face = PersistFace(persistence, persist.verbs, metrics)
     edge = Edge("persist", face.answer, metrics, persist.token)
     logs.info("serving", store=str(store), layout=settings.layout, verbs=persist.verbs, roots=str(roots))
-    return Face("persist", edge, persist.listen, persistence.stop)
+    return Face("persist", edge, persist.listen, persistence.stop, persistence.give_up)

@@ -56,3 +56,7 @@ class Persistence:
             return False
         self._workers.close()
         return True
+
+    def give_up(self) -> None:
+        """End at once what has not ended."""
+        self._workers.kill()

@@ -18,7 +18,7 @@ import traceback
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
-from holdfast.errors import HoldfastError, ProcessLost
+from holdfast.errors import BusyError, HoldfastError, ProcessLost
 from holdfast.progress import Progress
 from holdfast.volumes.keeper import Keeper, Outcome, Plan, Restore, Save
 
@@ -33,18 +33,25 @@ class Workers:
         self._plan = plan
         self._lock = threading.Lock()
         self._idle = [_Worker(plan)]
+        self._busy: set[_Worker] = set()
+        self._are_killed = False
 
     def run(self, task: Save | Restore, progress: Progress) -> Outcome:
         """Have a worker do a task, and wait for it.
 
-        :raises HoldfastError: what it raised; :class:`ProcessLost` where it was killed.
+        :raises HoldfastError: what it raised; :class:`ProcessLost` where it was killed, :class:`BusyError` if by us.
         """
         worker = self._taken()
         try:
             return worker.run(task, progress)
+        except ProcessLost as error:
+            if self._are_killed:
+                raise BusyError("the server stopped before this was done") from error
+            raise
         finally:
-            if worker.is_alive:
-                with self._lock:
+            with self._lock:
+                self._busy.discard(worker)
+                if worker.is_alive:
                     self._idle.append(worker)
 
     def close(self) -> None:
@@ -54,16 +61,21 @@ class Workers:
         for worker in idle:
             worker.close()
 
+    def kill(self) -> None:
+        """End those that work, too, at once."""
+        with self._lock:
+            self._are_killed = True
+            for worker in self._busy:
+                worker.kill()
+
     def _taken(self) -> _Worker:
         """Take one that has nothing to do; some may have been killed since they last had."""
-        while True:
-            with self._lock:
-                worker = self._idle.pop() if self._idle else None
-            if worker is None:
-                return _Worker(self._plan)
-            if worker.is_alive:
-                return worker
-            worker.close()
+        with self._lock:
+            while self._idle and not self._idle[-1].is_alive:
+                self._idle.pop().close()
+            worker = self._idle.pop() if self._idle else _Worker(self._plan)
+            self._busy.add(worker)
+        return worker
 
 
 class _Worker:
@@ -107,6 +119,9 @@ class _Worker:
     @property
     def is_alive(self) -> bool:
         return self._process.poll() is None
+
+    def kill(self) -> None:
+        self._process.kill()
 
     def close(self) -> None:
         self._connection.close()

@@ -22,16 +22,22 @@ from holdfast.config import Address
 from holdfast.errors import UsageError
 
 _BACKLOG = 1024
+_LAST_WORDS_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """One HTTP surface. ``stop`` is called with the seconds that work under way has; it says whether all has ended."""
+    """One HTTP surface.
+
+    ``stop`` is called with the seconds that work under way has; it says whether all has ended. ``give_up`` ends at once
+    what has not.
+    """
 
     name: str
     application: ASGIApp
     listen: Address
     stop: Callable[[float], bool]
+    give_up: Callable[[], None]
 
 
 def serve(faces: Sequence[Face], grace_s: float) -> bool:
@@ -74,11 +80,17 @@ async def _serve(faces: Sequence[Face], sockets: Sequence[socket.socket], grace_
         logs.info("listening", face=face.name, address=str(Address(host, port)))
     runs = [server.serve([listening]) for server, listening in zip(servers, sockets, strict=True)]
     await asyncio.gather(*runs)
+    return await asyncio.to_thread(_have_ended, faces, deadline)
+
+
+def _have_ended(faces: Sequence[Face], deadline: float) -> bool:
+    """Wait for work whose clients have gone before; what has not ended at the deadline is given up."""
+    if all(face.stop(max(deadline - time.monotonic(), 0)) for face in faces):
+        return True
     for face in faces:
-        while not await asyncio.to_thread(face.stop, 0.1):  # its clients may have gone before it ended
-            if time.monotonic() >= deadline:
-                return False
-    return True
+        face.give_up()
+        face.stop(_LAST_WORDS_S)
+    return False
 
 
 class _Server(uvicorn.Server):
