@@ -14,7 +14,7 @@ from backups import Rig, leftovers, memory_bucket, state
 from faulty import FaultyBucket
 from holdfast.errors import AccessDenied, DamageError, HoldfastError, NotFoundError, ObjectNotFound, Unavailable
 from holdfast.model.urls import BucketUrl
-from holdfast.storage.backends import objects, open_bucket
+from holdfast.storage.backends import open_bucket, s3
 from servers import free_ports
 
 
@@ -34,10 +34,8 @@ def _s3(rig, url):
 def impatient(monkeypatch):
     """Retries that end at once."""
     backoff = {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(milliseconds=5), "base": 2}
-    monkeypatch.setattr(
-        objects, "_RETRIES", {"max_retries": 1, "retry_timeout": timedelta(seconds=1), "backoff": backoff}
-    )
-    monkeypatch.setattr(objects, "_TIMEOUTS", {"connect_timeout": "1s", "read_timeout": "1s", "timeout": "1s"})
+    monkeypatch.setattr(s3, "RETRIES", {"max_retries": 1, "retry_timeout": timedelta(seconds=1), "backoff": backoff})
+    monkeypatch.setattr(s3, "_TIMEOUTS", {"connect_timeout": "1s", "read_timeout": "1s", "timeout": "1s"})
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "S3CRET")
 
