@@ -16,6 +16,7 @@ import pytest
 
 from backups import contents, leftovers, state
 from gate import Gate
+from servers import answers
 from serving import Serving
 from trees import MIB, random_bytes
 
@@ -437,6 +438,23 @@ def test_what_touches_one_path_goes_one_after_another(serve, data, gate, behind_
     ended = [json.loads(line)["event"] for line in server.log.read_text().splitlines()]
     done = [event for event in ended if event in ("save done", "restore done", "restore failed")]
     assert done[1:4] == ["restore done", "restore done", "save done"]
+
+
+@pytest.mark.needs("seaweedfs")
+def test_asked_twice_it_does_not_wait_for_the_grace(serve, data, gate, behind_gate):
+    """Also while it only waits for work whose client has gone."""
+    server = serve(behind_gate, serve_grace="10m")
+    _make_tree(data / "tree")
+    gate.close()
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(f"GET {data}/tree HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+        gate.wait_until_held()
+    workers = server.workers()
+    os.kill(server.pid, signal.SIGTERM)
+    _until(lambda: not answers(f"http://127.0.0.1:{server.port}/-/health"))
+
+    assert server.end() == 1
+    _until(lambda: not any(map(_is_there, workers)))
 
 
 # The processes that do the work

@@ -23,6 +23,7 @@ from holdfast.errors import UsageError
 
 _BACKLOG = 1024
 _LAST_WORDS_S = 5.0
+_LOOK_EVERY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +81,22 @@ async def _serve(faces: Sequence[Face], sockets: Sequence[socket.socket], grace_
         logs.info("listening", face=face.name, address=str(Address(host, port)))
     runs = [server.serve([listening]) for server, listening in zip(servers, sockets, strict=True)]
     await asyncio.gather(*runs)
-    return await asyncio.to_thread(_have_ended, faces, deadline)
+    # Clients may have gone before their work ended; and a second signal moves the deadline meanwhile.
+    while not await asyncio.to_thread(_have_ended, faces, _LOOK_EVERY_S):
+        if time.monotonic() >= deadline:
+            await asyncio.to_thread(_give_up, faces)
+            return False
+    return True
 
 
-def _have_ended(faces: Sequence[Face], deadline: float) -> bool:
-    """Wait for work whose clients have gone before; what has not ended at the deadline is given up."""
-    if all(face.stop(max(deadline - time.monotonic(), 0)) for face in faces):
-        return True
+def _have_ended(faces: Sequence[Face], within_s: float) -> bool:
+    return all(face.stop(within_s) for face in faces)
+
+
+def _give_up(faces: Sequence[Face]) -> None:
     for face in faces:
         face.give_up()
         face.stop(_LAST_WORDS_S)
-    return False
 
 
 class _Server(uvicorn.Server):
