@@ -7,13 +7,12 @@ the server starts: every command pays for what is imported here.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 
 from holdfast.config.secret import Secret, load_secret_files
 from holdfast.config.values import Address, Configuration, Layout, Log, Persist, Serve, Settings
 from holdfast.errors import UsageError
-from holdfast.model.urls import BucketUrl
+from holdfast.model.urls import BUCKET_NAME, BucketUrl
 
 __all__ = [
     "DEFAULT_FILE",
@@ -32,7 +31,6 @@ __all__ = [
     "read_settings",
 ]
 
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LEVELS = range(1, 20)
 DEFAULT_LEVEL = 2
 DEFAULT_FILE = "/etc/holdfast/config.yaml"
@@ -143,7 +141,7 @@ def _old_compression(env: Mapping[str, str]) -> str:
 
 def _old_bucket(env: Mapping[str, str]) -> str | None:
     name = env.get("S3_BUCKET_NAME")
-    if name and not _PLAIN_NAME.fullmatch(name):
+    if name and not BUCKET_NAME.fullmatch(name):
         raise UsageError(
             f"S3_BUCKET_NAME is not a bucket's name: {name!r}",
             hint="a URL goes into HOLDFAST_STORE, as s3://BUCKET/PREFIX",

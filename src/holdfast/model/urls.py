@@ -15,7 +15,7 @@ _S3_OPTIONS = ("region", "endpoint", "profile", "path_style", "create", "anonymo
 _COMMON_OPTIONS = ("create", "layout")
 _SHOWN_OPTIONS = frozenset(_S3_OPTIONS)
 LAYOUTS = ("registry", "tarball", "dogestry")
-_S3_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -62,7 +62,7 @@ class BucketUrl:
             raise UsageError(
                 f"{self.scheme}:// needs a bucket's name", hint=f"write it as {self.scheme}://BUCKET/PREFIX"
             )
-        if self.scheme == "s3" and not _S3_NAME.fullmatch(self.bucket):
+        if self.scheme == "s3" and not BUCKET_NAME.fullmatch(self.bucket):
             raise UsageError(
                 f"not a bucket's name: {self.bucket!r}", hint="it has letters, digits, hyphens, dots and underscores"
             )
