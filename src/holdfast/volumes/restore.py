@@ -49,6 +49,15 @@ class Options:
     dry_run: bool = False
     spare: tuple[bytes, ...] = ()
 
+    def open_root(self, target: bytes) -> int | None:
+        """Open the directory to restore into, made where it is missing; None where a dry run finds none.
+
+        :raises TargetError: it cannot be made or opened, or is no directory.
+        """
+        if self.opened is not None:
+            return open_target(f"/proc/self/fd/{self.opened}".encode(), make=False)
+        return open_target(target, make=not self.dry_run)
+
 
 @dataclass(slots=True)
 class Restored:
@@ -97,10 +106,7 @@ def restore(snapshot: Snapshot, options: Options, progress: Progress | None = No
     :raises NotFoundError: a path is not in the snapshot.
     """
     target, mode = _target(snapshot, options)
-    if options.opened is None:
-        root = open_target(target, make=not options.dry_run)
-    else:
-        root = open_target(f"/proc/self/fd/{options.opened}".encode(), make=False)
+    root = options.open_root(target)
     if root is None:
         return _restore_nowhere(snapshot, options, target)
     try:

@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from holdfast.archive import gzip
-from holdfast.archive.extract import open_target
 from holdfast.archive.scan import Rules, estimate, scan
 from holdfast.archive.treetar import TreeTar, Written
 from holdfast.archive.untar import Untar, is_header
@@ -278,10 +277,7 @@ def restore_tarball(
     if options.paths or options.dry_run:
         raise UsageError(f"{tarball.name} is kept as a tarball, which can only be restored whole")
     target = _target(tarball, options)
-    if options.opened is None:
-        root = open_target(target, make=True)
-    else:
-        root = open_target(f"/proc/self/fd/{options.opened}".encode(), make=False)
+    root = options.open_root(target)
     if root is None:
         raise TargetError(f"there is no directory {shown(target)!r} any more")
     name = file_name or os.path.basename(tarball.name.name.rstrip(b"/"))
