@@ -96,10 +96,10 @@ def backup(  # noqa: PLR0913 - the options of a command
     rules = Rules(tuple(exclude or ()), exclude_caches, one_file_system, own_identities(opened, cache))
     view = View(json, quiet, progress.value)
     job = Progress()
-    if view.live:
-        threading.Thread(target=_estimate, args=(read.path, job), daemon=True).start()
     if settings.layout == "tarball":
         return _backup_tarball(view, opened, read, rules, compress=settings.level is not None, job=job)
+    if view.live:
+        threading.Thread(target=_estimate, args=(read.path, job), daemon=True).start()
     with view.watch(job):
         done = back_up(opened, cache, read, options=Options(rules, settings.level), progress=job)
     counts = done.config.counts
