@@ -447,8 +447,9 @@ def test_asked_twice_it_does_not_wait_for_the_grace(serve, data, gate, behind_ga
     _make_tree(data / "tree")
     gate.close()
     with socket.create_connection(("127.0.0.1", server.port)) as client:
-        client.sendall(f"GET {data}/tree HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+        client.sendall(f"GET {data}/tree HTTP/1.1\r\nHost: here\r\nAccept: application/x-ndjson\r\n\r\n".encode())
         gate.wait_until_held()
+    _until(lambda: any(line["event"] == "request" for line in server.logged()))  # its answer was given up
     workers = server.workers()
     os.kill(server.pid, signal.SIGTERM)
     _until(lambda: not answers(f"http://127.0.0.1:{server.port}/-/health"))
