@@ -18,14 +18,13 @@ from backups import Rig
 from holdfast.archive import pages, tar, zstd
 from holdfast.model.digest import Digest
 from holdfast.model.names import LATEST, SourceName, Tag
-from holdfast.model.oci import MANIFEST_TYPE, Descriptor, Manifest
+from holdfast.model.oci import MANIFEST_TYPE, ZSTD_LAYER_TYPE, Descriptor, Manifest
 from holdfast.model.snapshot import (
     ARTIFACT_TYPE,
     CONFIG_TYPE,
     INDEX_HEADER,
     INDEX_TYPE,
     RECORD,
-    ZSTD_LAYER_TYPE,
     Entry,
     IndexHeader,
     IndexRow,

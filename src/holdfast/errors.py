@@ -12,6 +12,8 @@
     │   └── NoSpaceError      … because the disk (or a quota) is full
     ├── DamageError           stored bytes are not what their name says
     ├── BusyError             somebody else holds what must be exclusive
+    ├── EngineError           a Docker Engine refused, or failed at, what it was asked
+    │   └── EngineUnavailable it does not answer, or broke off (retryable)
     ├── ProcessLost           a process that worked for us was killed
     ├── Interrupted           the user stopped it
     └── BucketError           the object store
@@ -20,7 +22,8 @@
         └── Unavailable       no answer, or none that made sense, after all retries (retryable)
             └── BucketFull    the disk that holds the store is full
 
-Third-party exceptions are translated where they enter (``storage.bucket`` for object stores) and chained with ``from``.
+Third-party exceptions are translated where they enter (``storage.bucket`` for object stores, ``images.engine`` for
+Docker) and chained with ``from``.
 A message names the thing; ``hint`` names the way out. Neither ever holds a secret.
 """
 
@@ -75,6 +78,16 @@ class BusyError(HoldfastError):
     retryable = True
 
 
+class EngineError(HoldfastError):
+    """A Docker Engine refused, or failed at, what it was asked."""
+
+
+class EngineUnavailable(EngineError):
+    """A Docker Engine does not answer, or broke off."""
+
+    retryable = True
+
+
 class ProcessLost(HoldfastError):
     """A process that worked for us was killed."""
 
@@ -123,6 +136,8 @@ EXIT_CODES: dict[type[HoldfastError], int] = {
     NoSpaceError: 1,
     DamageError: 5,
     BusyError: 1,
+    EngineError: 1,
+    EngineUnavailable: 1,
     ProcessLost: 1,
     Interrupted: 130,
     BucketError: 1,
@@ -143,6 +158,8 @@ HTTP_STATUS: dict[type[HoldfastError], int] = {
     NoSpaceError: 507,
     DamageError: 500,
     BusyError: 503,
+    EngineError: 502,
+    EngineUnavailable: 504,
     ProcessLost: 503,
     Interrupted: 503,
     BucketError: 502,
@@ -154,7 +171,7 @@ HTTP_STATUS: dict[type[HoldfastError], int] = {
 """The HTTP status that a face answers each error with."""
 
 INCOMPLETE = 3
-"""Exit code of work that is done but incomplete: some files could not be read."""
+"""Exit code of work that is done but incomplete: some files could not be read, some hosts failed."""
 
 
 def exit_code(error: HoldfastError) -> int:

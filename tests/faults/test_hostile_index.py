@@ -17,12 +17,10 @@ from holdfast import errors
 from holdfast.archive import zstd
 from holdfast.errors import DamageError, HoldfastError
 from holdfast.model.names import SourceName
-from holdfast.model.oci import Descriptor
+from holdfast.model.oci import LAYER_TYPE, ZSTD_LAYER_TYPE, Descriptor
 from holdfast.model.snapshot import (
     HOLE_LAYER,
-    LAYER_TYPE,
     RECORD,
-    ZSTD_LAYER_TYPE,
     IndexHeader,
     IndexRow,
     LayerRow,

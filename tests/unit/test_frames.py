@@ -11,8 +11,8 @@ from holdfast.archive.chunks import chunk_name
 from holdfast.archive.frames import FRAME_BYTES, LAYER_BYTES, TABLE_TAIL, FrameTable, LayerWriter, layer_target
 from holdfast.errors import DamageError
 from holdfast.model.digest import Digest
-from holdfast.model.oci import LARGEST_MANIFEST, MANIFEST_TYPE, Descriptor, Manifest
-from holdfast.model.snapshot import RECORD, ZSTD_LAYER_TYPE
+from holdfast.model.oci import LARGEST_MANIFEST, MANIFEST_TYPE, ZSTD_LAYER_TYPE, Descriptor, Manifest
+from holdfast.model.snapshot import RECORD
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import hashlib
 import mmap
 import struct
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -20,7 +20,8 @@ from queue import SimpleQueue
 from holdfast.archive import tar, zstd
 from holdfast.errors import DamageError
 from holdfast.model.digest import Digest
-from holdfast.model.snapshot import LAYER_TYPE, ZSTD_LAYER_TYPE, weight
+from holdfast.model.oci import LAYER_TYPE, ZSTD_LAYER_TYPE
+from holdfast.model.snapshot import weight
 
 FRAME_BYTES = 4 * 1024 * 1024
 LAYER_BYTES = 48 * 1024 * 1024
@@ -79,10 +80,10 @@ class Layer:
             frame = future.result()
             hashed.update(frame)
             self.parts.append(frame)
-            rows.append(_TABLE_ROW.pack(len(frame), raw_size))
+            rows.append((len(frame), raw_size))
         self.frames.clear()
         if self.compressed:
-            table = _seek_table(rows)
+            table = seek_table(rows)
             hashed.update(table)
             self.parts.append(table)
         self.size = sum(map(len, self.parts))
@@ -191,7 +192,9 @@ class LayerWriter:
             self._buffers.put(frame)
 
 
-def _seek_table(rows: list[bytes]) -> bytes:
+def seek_table(frames: Iterable[tuple[int, int]]) -> bytes:
+    """Give the seek table of frames: the size of each as it lies there, and uncompressed."""
+    rows = [_TABLE_ROW.pack(size, raw_size) for size, raw_size in frames]
     body = b"".join(rows) + _FOOTER.pack(len(rows), 0, _FOOTER_MAGIC)
     return _TABLE_HEAD.pack(_TABLE_MAGIC, len(body)) + body
 
@@ -269,6 +272,11 @@ class FrameTable:
         if offset + length > extent.tar_offset + extent.tar_length:
             raise DamageError("a chunk lies beyond its layer or across two frames")
         return number
+
+    @property
+    def tar_bytes(self) -> int:
+        """Give the size of all frames uncompressed, as the table states it."""
+        return sum(extent.tar_length for extent in self._extents)
 
     def extent(self, number: int) -> Extent:
         """Give a frame's place."""

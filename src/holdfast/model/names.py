@@ -103,7 +103,7 @@ class SourceName:
         """
         kind = b"paths" if self.is_path else b"volumes"
         parts = [b"/"] if self.name == b"/" else self.name.strip(b"/").split(b"/")
-        mapped = b"/".join([kind, *map(_escape, parts)])
+        mapped = b"/".join([kind, *map(escape, parts)])
         if len(mapped) > _LONGEST_REPOSITORY:
             mapped = kind + b"/" + _HASHED + _base32(hashlib.sha256(self.name).digest())
         return Repository(mapped.decode("ascii"))
@@ -115,7 +115,7 @@ class SourceName:
         if kind not in (b"paths", b"volumes") or not rest:
             return None
         try:
-            parts = [_unescape(part) for part in rest.split(b"/")]
+            parts = [unescape(part) for part in rest.split(b"/")]
             name = b"/".join(parts) if kind == b"volumes" else b"/" + b"/".join(parts)
             source = cls(b"/" if parts == [b"/"] else name)
         except ValueError:
@@ -134,13 +134,23 @@ def _base32(data: bytes) -> bytes:
     return base64.b32encode(data).rstrip(b"=").lower()
 
 
-def _escape(component: bytes) -> bytes:
+def escape(component: bytes) -> bytes:
+    """Give a component as OCI allows it: as it is, or ``x--`` and the lower-case base32 of its bytes."""
     if _COMPONENT.fullmatch(component) and not component.startswith((_ESCAPED, _HASHED)):
         return component
+    return force_escape(component)
+
+
+def force_escape(component: bytes) -> bytes:
+    """Give any component as ``x--`` and the lower-case base32 of its bytes."""
     return _ESCAPED + _base32(component)
 
 
-def _unescape(component: bytes) -> bytes:
+def unescape(component: bytes) -> bytes:
+    """Undo :func:`escape`.
+
+    :raises ValueError: it is no component that was made so.
+    """
     if component.startswith(_HASHED):
         raise ValueError("only a hash of the name")
     if not component.startswith(_ESCAPED):

@@ -15,8 +15,6 @@ from holdfast.model.names import SourceName
 ARTIFACT_TYPE = "application/vnd.holdfast.snapshot.v1"
 CONFIG_TYPE = "application/vnd.holdfast.snapshot.config.v1+json"
 INDEX_TYPE = "application/vnd.holdfast.index.v1"
-LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
-ZSTD_LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+zstd"
 CREATED = "org.opencontainers.image.created"
 SOURCE = "io.holdfast.source"
 INDEX_HEADER = "io.holdfast.index.header"

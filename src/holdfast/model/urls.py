@@ -38,7 +38,10 @@ class BucketUrl:
 
         :raises UsageError: unknown scheme or option, a missing bucket, a relative ``file://`` path, credentials in it.
         """
-        parts = urlsplit(text)
+        try:
+            parts = urlsplit(text)
+        except ValueError as error:  # brackets that hold no address
+            raise UsageError(f"not a store: {_without_secrets(text)!r}") from error
         if parts.scheme not in SCHEMES:
             hint = f"a store is a URL that begins with {', '.join(f'{s}://' for s in SCHEMES if s != 'memory')}"
             if text.startswith(("/", "./", "../")):

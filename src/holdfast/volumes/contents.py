@@ -12,8 +12,8 @@ from holdfast.archive.chunks import chunk_name
 from holdfast.archive.frames import TABLE_TAIL, FrameTable
 from holdfast.errors import DamageError
 from holdfast.model.digest import Digest
-from holdfast.model.oci import Descriptor
-from holdfast.model.snapshot import HOLE_LAYER, LAYER_TYPE, RECORD, ZSTD_LAYER_TYPE, Entry, shown
+from holdfast.model.oci import LAYER_TYPE, ZSTD_LAYER_TYPE, Descriptor
+from holdfast.model.snapshot import HOLE_LAYER, RECORD, Entry, shown
 from holdfast.volumes.snapshots import Snapshot
 
 _TABLES_AHEAD = 8
