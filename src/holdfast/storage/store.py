@@ -6,18 +6,35 @@ blob, its revision link, the tag's index link, the tag's ``current`` link.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import BinaryIO
 
-from holdfast.errors import BucketError, DamageError, NotFoundError, ObjectNotFound, UsageError
+import msgspec
+
+from holdfast.errors import BucketError, DamageError, NotFoundError, ObjectNotFound, Unavailable, UsageError
 from holdfast.model.digest import Digest
 from holdfast.model.names import Repository, Tag
-from holdfast.model.oci import LARGEST_MANIFEST, Manifest
-from holdfast.storage.bucket import Bucket, Data
+from holdfast.model.oci import LARGEST_MANIFEST, Descriptor, Manifest
+from holdfast.storage.bucket import Bucket, Data, Label
 
 _ROOT = "docker/registry/v2"
 _REPOSITORIES = f"{_ROOT}/repositories"
 _LONGEST_LINK = 256
 _LARGEST_OFFSET = (1 << 63) - 1
+_KNOWN_LAYERS = "holdfast/layers"
+_LONGEST_DESCRIPTOR = 4096
+_PIECE_BYTES = 4 * 1024 * 1024
+_PIECES_AT_ONCE = 4
+_ATTEMPTS = 3
+_BLOB = Label("application/octet-stream")
+
+
+class KnownLayer(Descriptor, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
+    """The blob that holds a layer; ``raw_size`` is the layer's in bytes, uncompressed."""
+
+    raw_size: int = 0
 
 
 class Store:
@@ -47,6 +64,20 @@ class Store:
         sent = 0
         if rewrite or self.blob_size(digest) != size:
             self.bucket.put(blob_key(digest), data)
+            sent = size
+        self.link_blob(repository, digest)
+        return sent
+
+    def put_blob_file(self, repository: Repository, digest: Digest, file: BinaryIO, size: int) -> int:
+        """Store what a file holds, ``size`` bytes that the caller has hashed, and link it. Memory: a few parts.
+
+        Returns the bytes that were sent: 0 if the blob existed.
+        """
+        sent = 0
+        if self.blob_size(digest) != size:
+            file.seek(0)
+            pieces = iter(lambda: file.read(_PIECE_BYTES), b"")
+            self.bucket.put_stream(blob_key(digest), pieces, _BLOB, expected_bytes=size)
             sent = size
         self.link_blob(repository, digest)
         return sent
@@ -83,7 +114,68 @@ class Store:
             raise DamageError(f"blob {digest} in {self} is truncated: it ends before byte {offset + length}")
         return data
 
+    def open_blob(self, digest: Digest, size: int) -> Iterator[Data]:
+        """Read a blob of ``size`` bytes in order, in pieces of 4 MiB, of which several are under way at once.
+
+        They are **not** checked: the caller knows what they must be.
+
+        :raises DamageError: the blob is missing or too short.
+        """
+        starts = iter(range(0, size, _PIECE_BYTES))
+        with ThreadPoolExecutor(_PIECES_AT_ONCE, "read") as pool:
+            coming: deque[Future[Data]] = deque()
+
+            def ask() -> None:
+                start = next(starts, None)
+                if start is not None:
+                    length = min(_PIECE_BYTES, size - start)
+                    coming.append(pool.submit(self._piece, digest, start, length))
+
+            for _ in range(_PIECES_AT_ONCE):
+                ask()
+            try:
+                while coming:
+                    piece = coming.popleft().result()
+                    ask()
+                    yield piece
+            finally:
+                for future in coming:
+                    future.cancel()
+
+    def _piece(self, digest: Digest, start: int, length: int) -> Data:
+        """Read a range, again where its body breaks off: obstore tries only the request again by itself."""
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self.read_blob_range(digest, start, length)
+            except Unavailable:
+                continue
+        return self.read_blob_range(digest, start, length)
+
+    # Layers of images, by what they are uncompressed
+
+    def known_layer(self, diff_id: Digest) -> KnownLayer | None:
+        """Give the blob that holds a layer, if one is there. Its size is compared, its content is not."""
+        try:
+            data = self.bucket.get(f"{_KNOWN_LAYERS}/{diff_id.algorithm}/{diff_id.hex}", limit=_LONGEST_DESCRIPTOR)
+            known = msgspec.json.decode(data, type=KnownLayer)
+            return known if self.blob_size(known.parsed()) == known.size else None
+        except (ObjectNotFound, DamageError, msgspec.MsgspecError):
+            return None  # whatever is wrong with it, the layer is stored anew
+
+    def note_layer(self, diff_id: Digest, layer: KnownLayer) -> None:
+        """Note which blob holds a layer, once the blob is there."""
+        key = f"{_KNOWN_LAYERS}/{diff_id.algorithm}/{diff_id.hex}"
+        self.bucket.put(key, msgspec.json.encode(layer))
+
     # Manifests and tags
+
+    def link_manifest(self, repository: Repository, digest: Digest) -> None:
+        """Make a manifest whose blob is there a revision of a repository."""
+        self.bucket.put(f"{_revisions_key(repository)}/{_link_path(digest)}", str(digest).encode())
+
+    def has_manifest(self, repository: Repository, digest: Digest) -> bool:
+        """Whether a manifest is a revision of a repository."""
+        return self.bucket.size(f"{_revisions_key(repository)}/{_link_path(digest)}") is not None
 
     def put_manifest(self, repository: Repository, data: bytes) -> Digest:
         """Store a manifest whose blobs are all there, and link it as a revision of its repository."""
@@ -91,7 +183,7 @@ class Store:
             raise BucketError(f"a manifest of {len(data)} bytes is larger than registries take ({LARGEST_MANIFEST})")
         digest = Digest.of(data)
         self.bucket.put(blob_key(digest), data)
-        self.bucket.put(f"{_revisions_key(repository)}/{_link_path(digest)}", str(digest).encode())
+        self.link_manifest(repository, digest)
         return digest
 
     def read_manifest(self, repository: Repository, digest: Digest) -> Manifest:
@@ -131,6 +223,13 @@ class Store:
             return Digest.parse(data.decode("ascii").strip())
         except (UsageError, UnicodeDecodeError) as error:
             raise DamageError(f"the link of tag {tag} of {repository} in {self} is not a digest") from error
+
+    def tag_digest(self, repository: Repository, tag: Tag) -> Digest | None:
+        """Give the digest that a tag points at, None where there is no such tag or its link is damaged."""
+        try:
+            return self.resolve(repository, tag)
+        except (NotFoundError, DamageError):
+            return None
 
     def tags(self, repository: Repository) -> list[Tag]:
         """List a repository's tags, sorted; empty where there is no such repository."""

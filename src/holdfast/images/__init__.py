@@ -1,0 +1,1 @@
+"""Images: from engines into a store, and from a store into engines."""

@@ -1,0 +1,422 @@
+"""Pull: an image out of a store into engines, as many as are named. Only what an engine lacks travels."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from holdfast.archive.blobs import Data, unpacked
+from holdfast.errors import EngineError, EngineUnavailable, HoldfastError
+from holdfast.images.bundle import LoadedLayer, write_loaded
+from holdfast.images.catalog import Found, StoredImage, StoredLayer, find_image, layers_of
+from holdfast.images.engine import Engine, EngineImage
+from holdfast.images.feeds import Opened, SharedLayer, open_directly
+from holdfast.images.remote import Server
+from holdfast.images.spool import Spool
+from holdfast.model.digest import Digest
+from holdfast.model.images import ImageName
+from holdfast.model.oci import chain_ids
+from holdfast.progress import Part, Progress
+from holdfast.storage.store import Store
+
+SERVER_PORT = 22375
+_MOST_AT_ONCE = 64
+_SHORT = 12
+
+State = Literal["pulled", "up to date", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class PullOptions:
+    """How to pull. ``tempdir`` is where layers rest that several engines want, None for the system's place.
+
+    ``check_hosts``: ask each host first whether it is there. ``force_local``: do not tell other Holdfast servers, which
+    listen on ``server_port`` of the engines' hosts, to pull by themselves.
+    """
+
+    tempdir: str | None = None
+    check_hosts: bool = True
+    force_local: bool = False
+    server_port: int = SERVER_PORT
+
+
+@dataclass(frozen=True, slots=True)
+class HostResult:
+    """What became of one host. ``layers`` were sent to it, in ``bytes_sent``; ``by_server``: it pulled by itself."""
+
+    host: str
+    state: State
+    image_id: str | None = None
+    layers: int = 0
+    bytes_sent: int = 0
+    by_server: bool = False
+    seconds: float = 0.0
+    error: HoldfastError | None = None
+
+    def told(self) -> dict[str, Any]:
+        """Give it as plain values."""
+        return {
+            "host": self.host,
+            "state": self.state,
+            "image_id": self.image_id,
+            "layers": self.layers,
+            "bytes_sent": self.bytes_sent,
+            "by_server": self.by_server,
+            "seconds": round(self.seconds, 3),
+            **({"error": str(self.error), "hint": self.error.hint} if self.error else {}),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """What a pull did. ``digest`` is the manifest's or index's; ``bytes_read`` is what was read of layers."""
+
+    image: str
+    digest: str
+    hosts: tuple[HostResult, ...]
+    bytes_read: int
+    seconds: float
+
+    @property
+    def image_id(self) -> str | None:
+        """Give the id that the first engine has it by."""
+        return next((host.image_id for host in self.hosts if host.image_id), None)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all hosts have it."""
+        return all(host.state != "failed" for host in self.hosts)
+
+    def told(self) -> dict[str, Any]:
+        """Give it as plain values."""
+        return {
+            "image": self.image,
+            "digest": self.digest,
+            "image_id": self.image_id,
+            "complete": self.complete,
+            "bytes_read": self.bytes_read,
+            "seconds": round(self.seconds, 3),
+            "hosts": [host.told() for host in self.hosts],
+        }
+
+
+def pull(
+    store: Store,
+    image: str,
+    engines: Sequence[Engine],
+    options: PullOptions,
+    progress: Progress,
+    *,
+    called: ImageName | None = None,
+) -> Pulled:
+    """Pull an image, named by ``NAME[:TAG]``, ``NAME@DIGEST`` or its id, into engines.
+
+    They call it as it is called in the store, or ``called``; by a digest or an id it gets no name. What fails for one
+    engine is in its result, and does not touch the others. With a single engine it is raised.
+
+    Memory: a few pieces of 4 MiB for each engine; layers that several want rest in files.
+
+    :raises NotFoundError: the store has no such image.
+    """
+    began = time.monotonic()
+    spool = Spool(options.tempdir)
+    found = find_image(store, image, spool, progress)
+    job = _Job(store, found, called or found.name, spool, progress)
+    results = job.run(engines, options)
+    if len(results) == 1 and results[0].error is not None:
+        raise results[0].error
+    return Pulled(found.what, str(found.digest), tuple(results), job.bytes_read, time.monotonic() - began)
+
+
+@dataclass(slots=True)
+class _Host:
+    """One engine, and what it is to get: ``sends`` says of each layer of the image whether it is sent."""
+
+    engine: Engine
+    part: Part
+    began: float = field(default_factory=time.monotonic)
+    error: HoldfastError | None = None
+    image: StoredImage | None = None
+    id: Digest | None = None
+    sends: tuple[bool, ...] = ()
+    server: Server | None = None
+    shares: bool = True
+    is_done: bool = False
+    is_new: bool = False
+    sent_bytes: int = 0
+
+    @property
+    def wants(self) -> bool:
+        """Whether it is to be sent the image from here."""
+        return self.error is None and not self.is_done and self.server is None
+
+    def wants_raw(self, layer: StoredLayer) -> bool:
+        """Whether a layer must be uncompressed for it."""
+        return not self.engine.traits.reads_zstd and not layer.is_plain_or_gzip
+
+    def gets(self) -> dict[tuple[Digest, bool], StoredLayer]:
+        """Give the layers that it gets, by digest and whether they must be uncompressed."""
+        layers = self.image.layers if self.image else ()
+        pairs = zip(layers, self.sends, strict=True)
+        return {(layer.digest, self.wants_raw(layer)): layer for layer, sends in pairs if sends}
+
+    def result(self) -> HostResult:
+        """Say what has become of it."""
+        state: State = "failed" if self.error else ("pulled" if self.is_new else "up to date")
+        self.part.state = state
+        return HostResult(
+            host=str(self.engine),
+            state=state,
+            image_id=str(self.id) if self.id and not self.error else None,
+            layers=sum(self.sends),
+            bytes_sent=self.sent_bytes,
+            by_server=self.server is not None,
+            seconds=time.monotonic() - self.began,
+            error=self.error,
+        )
+
+
+class _Job:
+    """One image for several engines."""
+
+    def __init__(self, store: Store, found: Found, name: ImageName | None, spool: Spool, progress: Progress) -> None:
+        self.bytes_read = 0
+        self._store = store
+        self._found = found
+        self._name = name
+        self._spool = spool
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._parts: dict[Digest, Part] = {}
+        self._shared: dict[tuple[Digest, bool], SharedLayer] = {}
+
+    def run(self, engines: Sequence[Engine], options: PullOptions) -> list[HostResult]:
+        """Bring the image to all of them, side by side."""
+        hosts = [_Host(engine, self._progress.part(str(engine))) for engine in engines]
+        with ThreadPoolExecutor(min(len(hosts), _MOST_AT_ONCE) or 1, "host") as pool:
+            list(pool.map(self._noting(partial(self._look, options)), hosts))
+            alone = [host for host in hosts if host.server is not None]
+            pulling = pool.map(self._noting(self._have_pulled), alone)
+            wanting = [host for host in hosts if host.wants]
+            reading = self._share(wanting) if len(wanting) > 1 else None
+            list(pool.map(self._noting(self._bring), wanting))
+            list(pulling)
+            if reading is not None:
+                reading.join()
+        return [host.result() for host in hosts]
+
+    def _noting(self, step: Callable[[_Host], None]) -> Callable[[_Host], None]:
+        """Make a step for one host: what goes wrong is its own matter."""
+
+        def noted(host: _Host) -> None:
+            try:
+                step(host)
+            except HoldfastError as error:
+                host.error = error
+
+        return noted
+
+    # What each one lacks
+
+    def _look(self, options: PullOptions, host: _Host) -> None:
+        host.part.state = "asking"
+        if options.check_hosts and not options.force_local and self._name is not None:
+            server = Server.beside(str(host.engine), options.server_port)
+            if server is not None and server.is_there():
+                host.server = server
+                return
+        self._plan(host)
+
+    def _plan(self, host: _Host) -> None:
+        image = self._found.image_for(host.engine.traits.platform)
+        host.image = image
+        host.id = image.root.parsed() if host.engine.traits.keeps_blobs else image.config
+        there = host.engine.inspect(str(host.id))
+        if there is not None and there.is_whole:
+            host.sends = (False,) * len(image.layers)
+            self._name_it(host, there)
+        else:
+            find = self._blobs_of if host.engine.traits.keeps_blobs else self._chain_of
+            has = find(host.engine, image)
+            host.sends = tuple(layer.digest not in has for layer in image.layers)
+        host.part.total = sum(layer.size for layer in host.gets().values())
+        for layer, sends in zip(image.layers, host.sends, strict=True):
+            self._part(layer).state = "waiting" if sends else "exists"
+
+    def _chain_of(self, engine: Engine, image: StoredImage) -> set[Digest]:
+        """Give the layers that an engine has in just this order from the bottom on: the others it could not use."""
+        chains = chain_ids(image.diff_ids)
+        has = {chain for there in engine.images() for chain in chain_ids(there.diff_ids)}
+        known = next((number for number, chain in enumerate(chains) if chain not in has), len(chains))
+        above = {layer.digest for layer in image.layers[known:]}
+        return {layer.digest for layer in image.layers[:known]} - above
+
+    def _blobs_of(self, engine: Engine, image: StoredImage) -> set[Digest]:
+        """Give the layers that an engine keeps as the very same blobs: those of its images that the store has too."""
+        has: set[Digest] = set()
+        for there in engine.images():
+            if there.is_whole and set(there.diff_ids) & set(image.diff_ids):
+                for manifest in there.manifests or (there.id,):
+                    has |= layers_of(self._store, manifest)
+        return has
+
+    # Bringing it there
+
+    def _have_pulled(self, host: _Host) -> None:
+        """Have a server pull by itself; if it cannot, bring it the image from here."""
+        if host.server is None or self._name is None:
+            return
+        try:
+            host.is_new = host.server.pull(self._store.bucket.url, self._name, host.part)
+        except EngineError as error:
+            self._progress.warn(f"{error}: the image is sent to {host.engine} from here")
+            host.server = None
+            host.shares = False
+            self._plan(host)
+            if not host.is_done:
+                self._bring(host)
+
+    def _bring(self, host: _Host) -> None:
+        there = self._brought(host)
+        if there is None and not all(host.sends):
+            host.sends = (True,) * len(host.sends)
+            host.shares = False
+            there = self._brought(host)
+        if there is None:
+            raise EngineError(
+                f"the engine at {host.engine} took {self._found.what} in, but does not have it whole",
+                hint="its own log may tell why",
+            )
+        host.is_new = True
+        self._name_it(host, there)
+
+    def _brought(self, host: _Host) -> EngineImage | None:
+        """Load the image; None if the engine does not have it whole then, or could not do without what was left out."""
+        try:
+            self._load(host)
+        except EngineUnavailable:
+            raise
+        except EngineError:
+            if all(host.sends):
+                raise
+            return None
+        finally:
+            if host.shares:
+                self._leave(host)
+        there = host.engine.inspect(str(host.id))
+        is_it = (
+            there is not None and there.is_whole and host.image is not None and there.diff_ids == host.image.diff_ids
+        )
+        return there if is_it else None
+
+    def _load(self, host: _Host) -> None:
+        image = host.image
+        if image is None:
+            raise AssertionError
+        host.part.state = "loading"
+        layers = [
+            LoadedLayer(
+                layer.diff_id if host.wants_raw(layer) else layer.digest,
+                partial(self._open, host, layer) if sends else None,
+            )
+            for layer, sends in zip(image.layers, host.sends, strict=True)
+        ]
+        root = image.root if host.engine.traits.reads_zstd else None
+        stream = write_loaded(root=root, blobs=image.small, config=image.config, layers=layers)
+        host.engine.load(stream, partial(_note_loading, host.part))
+
+    def _open(self, host: _Host, layer: StoredLayer) -> Opened:
+        raw = host.wants_raw(layer)
+        shared = self._shared.get((layer.digest, raw)) if host.shares else None
+        if shared is None:
+            size, pieces = open_directly(layer, self._read(layer), self._spool, raw=raw)
+        else:
+            size, pieces = shared.open()
+        return size, _sent(host, pieces)
+
+    def _name_it(self, host: _Host, there: EngineImage) -> None:
+        host.is_done = True
+        name = self._name
+        if name is not None and name.tag is not None and f"{name.name}:{name.tag}" not in there.names:
+            host.engine.tag(there.id, name)
+            host.is_new = True
+
+    # Reading it once
+
+    def _share(self, hosts: Sequence[_Host]) -> threading.Thread:
+        """Begin to read each layer that is wanted, once for all who want it."""
+        layers: dict[Digest, StoredLayer] = {}
+        readers: Counter[tuple[Digest, bool]] = Counter()
+        for host in hosts:
+            for key, layer in host.gets().items():
+                layers[key[0]] = layer
+                readers[key] += 1
+        for (digest, raw), count in readers.items():
+            also_unpacked = not raw and (digest, True) in readers
+            size = layers[digest].raw_size() if raw else layers[digest].size
+            self._shared[digest, raw] = SharedLayer(self._spool, readers=count + also_unpacked, size=size)
+        reading = threading.Thread(target=self._read_shared, args=(layers.values(),), name="read")
+        reading.start()
+        return reading
+
+    def _read_shared(self, layers: Iterable[StoredLayer]) -> None:
+        try:
+            for layer in layers:
+                stored = self._shared.get((layer.digest, False))
+                raw = self._shared.get((layer.digest, True))
+                if stored is not None:
+                    stored.fill(self._read(layer))
+                if raw is not None:
+                    raw.fill(_opened(stored) if stored is not None else unpacked(self._read(layer)))
+        finally:
+            for shared in self._shared.values():
+                shared.abandon()
+
+    def _leave(self, host: _Host) -> None:
+        for key in host.gets():
+            if key in self._shared:
+                self._shared[key].leave()
+
+    def _read(self, layer: StoredLayer) -> Iterator[Data]:
+        part = self._part(layer)
+        part.state, part.done = "reading", 0
+        for piece in layer.open():
+            part.done += len(piece)
+            with self._lock:
+                self.bytes_read += len(piece)
+            self._progress.advance(size=len(piece))
+            yield piece
+        part.state = "done"
+        self._progress.advance(files=1)
+
+    def _part(self, layer: StoredLayer) -> Part:
+        with self._lock:
+            if layer.digest not in self._parts:
+                name = f"layer {layer.digest.hex[:_SHORT]}"
+                self._parts[layer.digest] = self._progress.part(name, total=layer.size)
+            return self._parts[layer.digest]
+
+
+def _opened(stored: SharedLayer) -> Iterator[Data]:
+    try:
+        yield from unpacked(stored.open()[1])
+    finally:
+        stored.leave()
+
+
+def _sent(host: _Host, pieces: Iterator[Data]) -> Iterator[Data]:
+    for piece in pieces:
+        host.sent_bytes += len(piece)
+        host.part.done += len(piece)
+        yield piece
+
+
+def _note_loading(part: Part, event: dict[str, Any]) -> None:
+    if event.get("status"):
+        part.state = "unpacking"
