@@ -105,7 +105,7 @@ class DiskBucket(Bucket):
         return data
 
     def get_range(self, key: str, offset: int, length: int) -> Data:
-        with self._translated(key), open(self._path(key), "rb", buffering=0) as file:
+        with self._translated(key), self._opened(key) as file:
             return os.pread(file.fileno(), length, offset)
 
     def size(self, key: str) -> int | None:
