@@ -7,14 +7,18 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
-from engines import ROOT, Containers, Engine, import_base_image
+from engines import ROOT, Containers, Engine, Options
+from images import import_base_image
 from servers import PROGRAMS, Registry, S3Bucket, SeaweedFS, StartError, find_program
 
 REQUIRE_VARIABLE = "HOLDFAST_TEST_REQUIRE"
+ENGINES = ("docker", "docker28")  # those of the programs that are engines
+ENGINES_STARTED = pytest.StashKey[list[str]]()
+ENGINES_WANTING = pytest.StashKey[dict[str, str]]()
 _bucket_numbers = itertools.count(1)
 
 
@@ -34,6 +38,8 @@ def _required(config: pytest.Config) -> frozenset[str]:
 def pytest_configure(config: pytest.Config) -> None:
     if unknown := _required(config) - PROGRAMS.keys():
         raise pytest.UsageError(f"--require: unknown {', '.join(sorted(unknown))}; known are {', '.join(PROGRAMS)}")
+    config.stash[ENGINES_STARTED] = []
+    config.stash[ENGINES_WANTING] = {}
 
 
 def pytest_sessionstart() -> None:
@@ -49,6 +55,13 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"programs: {', '.join(there)}; missing: {', '.join(missing) or 'none'}; required: {required}"
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for release in sorted(set(config.stash[ENGINES_STARTED])):
+        terminalreporter.write_line(f"engines: tested with {release}")
+    for reason in config.stash[ENGINES_WANTING].values():
+        terminalreporter.write_line(f"engines: not tested with another: {reason.splitlines()[0]}")
+
+
 @pytest.fixture(scope="session")
 def program(pytestconfig: pytest.Config) -> Callable[[str], Path]:
     """program("skopeo"): its executable; where it is missing, the test is skipped, or fails if it is required."""
@@ -56,12 +69,14 @@ def program(pytestconfig: pytest.Config) -> Callable[[str], Path]:
     def find(name: str) -> Path:
         if found := find_program(name):
             return found
-        _do_without(pytestconfig, name, f"{name} is not installed ({PROGRAMS[name]} is not on PATH)")
+        _do_without(pytestconfig, name, f"{name} is not installed ({PROGRAMS[name]} is not there)")
 
     return find
 
 
 def _do_without(config: pytest.Config, name: str, reason: str) -> NoReturn:
+    if name in ENGINES:
+        config.stash[ENGINES_WANTING][name] = reason
     if name in _required(config):
         pytest.fail(f"{reason}, and --require names it", pytrace=False)
     pytest.skip(reason)
@@ -163,17 +178,59 @@ def docker_registry(
 
 
 @pytest.fixture(scope="session")
-def docker_engine(
+def make_engine(
     program: Callable[[str], Path], pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Engine]:
+) -> Iterator[Callable[..., Engine]]:
+    """make_engine(kind="docker", **options): one more engine, a host of its own, until it is stopped or the run ends.
+
+    The kind is the name of a program; the options are those of engines.Options.
+    """
+    started: list[Engine] = []
+
+    def make(kind: str = "docker", **options: Any) -> Engine:
+        dockerd = program(kind)
+        tree = dockerd.parents[2] if kind == "docker28" else None
+        try:
+            engine = Engine.start(dockerd, tmp_path_factory.mktemp("engine"), Options(**options), tree)
+        except StartError as error:
+            _do_without(pytestconfig, kind, f"{kind} does not run here: {error}")
+        started.append(engine)
+        pytestconfig.stash[ENGINES_STARTED].append(engine.release)
+        return engine
+
+    yield make
+    for engine in started:
+        engine.stop()
+
+
+@pytest.fixture(scope="session")
+def docker_engine(make_engine: Callable[..., Engine]) -> Engine:
     """The Docker Engine of this run. Containers are given `--network host`, or `none`, or a network of their own."""
-    dockerd = program("docker")
-    try:
-        engine = Engine.start(dockerd, tmp_path_factory.mktemp("engine"))
-    except StartError as error:
-        _do_without(pytestconfig, "docker", f"docker does not run here: {error}")
-    yield engine
-    engine.stop()
+    return make_engine()
+
+
+@pytest.fixture(scope="session")
+def two_engines(make_engine: Callable[..., Engine]) -> tuple[Engine, Engine]:
+    """Two hosts besides that of docker_engine. Whatever images a test leaves in them, the next one finds."""
+    return make_engine(), make_engine()
+
+
+@pytest.fixture(scope="session")
+def engine_28(make_engine: Callable[..., Engine]) -> Engine:
+    """A Docker 28 that keeps its images as every Docker before did."""
+    return make_engine("docker28")
+
+
+@pytest.fixture(scope="session")
+def engine_28_containerd(make_engine: Callable[..., Engine]) -> Engine:
+    """A Docker 28 that keeps its images in containerd, as it is by default from Docker 29 on."""
+    return make_engine("docker28", store="containerd")
+
+
+@pytest.fixture(params=["docker_engine", "engine_28", "engine_28_containerd"])
+def each_engine(request: pytest.FixtureRequest) -> Engine:
+    """Every kind of engine in turn: the test runs once with each."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -28,12 +28,14 @@ READY_WITHIN_S = 30
 POLL_EVERY_S = 0.05
 ATTEMPTS = 3  # a port that was free may be taken before the server binds it
 
+DOCKER28_VARIABLE = "HOLDFAST_TEST_DOCKER28"  # names a root directory in which a newer dockerd is installed
 PROGRAMS = {  # what a test says it needs -> the executable that proves it is there
     "acl": "setfacl",
     "attr": "getfattr",
     "docker": "dockerd",
     "docker-compose": "docker-compose",
     "docker-registry": "docker-registry",
+    "docker28": f"{os.environ.get(DOCKER28_VARIABLE) or f'${DOCKER28_VARIABLE}'}/usr/sbin/dockerd",
     "rclone": "rclone",
     "restic": "restic",
     "seaweedfs": "weed",
@@ -48,7 +50,7 @@ class StartError(Exception):
 
 
 def find_program(name: str) -> Path | None:
-    """The executable of one of PROGRAMS, from this Python's environment first, then from PATH."""
+    """The executable of one of PROGRAMS, from this Python's environment first, then from PATH, if it is no path."""
     own = Path(sys.executable).parent
     found = shutil.which(PROGRAMS[name], path=f"{own}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
     return Path(found) if found else None
@@ -89,6 +91,10 @@ class Server:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def is_over(self) -> bool:
+        return self._process.poll() is not None
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + READY_WITHIN_S
