@@ -21,7 +21,8 @@ from holdfast.model.digest import Digest
 from holdfast.model.images import ImageName
 from holdfast.model.oci import Platform
 
-_ASK_TIMEOUT_S = 20
+_CONNECT_TIMEOUT_S = 5
+_ASK_TIMEOUT_S = 60
 # An engine that unpacks a large layer is silent meanwhile.
 _WORK_TIMEOUT_S = 1800
 _PIECE_BYTES = 1024 * 1024
@@ -125,7 +126,7 @@ class Engine:
         with self._translated(f"inspect {reference}"):
             parameters = {"manifests": "1"} if self._tells_manifests else {}
             try:
-                told = self._json(f"/images/{reference}/json", parameters)
+                told = self._json("/images/{0}/json", reference, parameters)
             except ImageNotFound:
                 return None
         return self._image(told)
@@ -190,15 +191,16 @@ class Engine:
     def _worker(self) -> Any:
         return self._connected(_WORK_TIMEOUT_S)
 
-    def _connected(self, timeout_s: int) -> Any:
-        client = docker.APIClient(base_url=self.address, version="auto", tls=self._tls or False, timeout=timeout_s)
+    def _connected(self, answer_timeout_s: int) -> Any:
+        timeout: Any = (_CONNECT_TIMEOUT_S, answer_timeout_s) if self.address.startswith("tcp:") else answer_timeout_s
+        client = docker.APIClient(base_url=self.address, version="auto", tls=self._tls or False, timeout=timeout)
         # A bundle that REQUESTS_CA_BUNDLE names would come before the engine's own authority.
         client.trust_env = False
         return client
 
-    def _json(self, path: str, parameters: dict[str, str]) -> dict[str, Any]:
+    def _json(self, path: str, reference: str, parameters: dict[str, str]) -> dict[str, Any]:
         # docker-py knows these paths, but not all of their parameters.
-        response = self._client._get(self._client._url(path), params=parameters)  # noqa: SLF001
+        response = self._client._get(self._client._url(path, reference), params=parameters)  # noqa: SLF001
         result: dict[str, Any] = self._client._result(response, json=True)  # noqa: SLF001
         return result
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from holdfast.storage.store import Store
 SERVER_PORT = 22375
 _MOST_AT_ONCE = 64
 _SHORT = 12
+_PATIENCE_S = 3.0
 
 State = Literal["pulled", "up to date", "failed"]
 
@@ -199,16 +200,21 @@ class _Job:
     def run(self, engines: Sequence[Engine], options: PullOptions) -> list[HostResult]:
         """Bring the image to all of them, side by side."""
         hosts = [_Host(engine, self._progress.part(str(engine))) for engine in engines]
-        with ThreadPoolExecutor(min(len(hosts), _MOST_AT_ONCE) or 1, "host") as pool:
-            list(pool.map(self._noting(partial(self._look, options)), hosts))
-            alone = [host for host in hosts if host.server is not None]
-            pulling = pool.map(self._noting(self._have_pulled), alone)
-            wanting = [host for host in hosts if host.wants]
+        look = self._noting(partial(self._look, options))
+        with ThreadPoolExecutor(2 * min(len(hosts), _MOST_AT_ONCE) or 1, "host") as pool:
+            looks = {pool.submit(look, host): host for host in hosts}
+            looked, _ = wait(looks, timeout=_PATIENCE_S)
+            ready = [host for future, host in looks.items() if future in looked]
+            wanting = [host for host in ready if host.wants]
             reading = self._share(wanting) if len(wanting) > 1 else None
-            list(pool.map(self._noting(self._bring), wanting))
-            list(pulling)
-            if reading is not None:
-                reading.join()
+            late = [host for future, host in looks.items() if future not in looked]
+            for host in late:
+                host.shares = False  # nobody waits for it
+            ends = [pool.submit(self._noting(partial(self._finish, future)), host) for future, host in looks.items()]
+        for end in ends:
+            end.result()
+        if reading is not None:
+            reading.join()
         return [host.result() for host in hosts]
 
     def _noting(self, step: Callable[[_Host], None]) -> Callable[[_Host], None]:
@@ -221,6 +227,13 @@ class _Job:
                 host.error = error
 
         return noted
+
+    def _finish(self, looked: Future[None], host: _Host) -> None:
+        looked.result()
+        if host.server is not None:
+            self._have_pulled(host, host.server)
+        elif host.wants:
+            self._bring(host)
 
     # What each one lacks
 
@@ -268,18 +281,18 @@ class _Job:
 
     # Bringing it there
 
-    def _have_pulled(self, host: _Host) -> None:
-        """Have a server pull by itself; if it cannot, bring it the image from here."""
-        if host.server is None or self._name is None:
+    def _have_pulled(self, host: _Host, server: Server) -> None:
+        """Have a server pull by itself; if it cannot, bring the image there from here."""
+        if self._name is None:
             return
         try:
-            host.is_new = host.server.pull(self._store.bucket.url, self._name, host.part)
+            host.is_new = server.pull(self._store.bucket.url, self._name, host.part)
         except EngineError as error:
             self._progress.warn(f"{error}: the image is sent to {host.engine} from here")
             host.server = None
             host.shares = False
             self._plan(host)
-            if not host.is_done:
+            if host.wants:
                 self._bring(host)
 
     def _bring(self, host: _Host) -> None:

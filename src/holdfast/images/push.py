@@ -78,6 +78,8 @@ def push(store: Store, engine: Engine, image: str, options: PushOptions, progres
     :raises DamageError: what the engine gives is not what it should be.
     """
     began = time.monotonic()
+    if image_id(image) is None:
+        ImageName.parse(image)
     found = engine.inspect(image)
     if found is None:
         raise NotFoundError(
