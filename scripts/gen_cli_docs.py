@@ -47,7 +47,7 @@ def _section(path: tuple[str, ...]) -> str:
 def _readable(line: str) -> str:
     """Write arguments as manuals do: typer wraps a metavar once more, and tells each one's type."""
     if line.startswith("Usage: "):
-        line = re.sub(r"\{([A-Z@\[\]]+)\}", r"\1", line)
+        line = re.sub(r"\{([A-Z@:|\[\]]+)\}", r"\1", line)
         return re.sub(r"\[\[([A-Z@]+)\]\]", r"[\1]", line)
     return re.sub(r"(?<=^  )(\S+)( <(?:str|list\[str\])>)", lambda found: found[1] + " " * len(found[2]), line)
 

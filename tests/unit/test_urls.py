@@ -88,6 +88,7 @@ def test_a_near_miss_says_what_was_meant():
     "text",
     [
         "s3://AKIAKEY:S3CRET@b/p",
+        "s3://AKIAKEY:S3CRET/WITH/SLASHES@b/p",
         "https://AKIAKEY:S3CRET@b/p",
         "s3://b?endpoint=https://AKIAKEY:S3CRET@h",
         "s3://b?secret_access_key=S3CRET",

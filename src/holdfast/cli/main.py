@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from holdfast import __version__
-from holdfast.cli import look, serve, volumes
+from holdfast.cli import images, look, serve, volumes
 from holdfast.cli.render import View, drop_stdout, flush
 from holdfast.errors import HoldfastError, Interrupted, UsageError, exit_code
 
@@ -24,7 +24,7 @@ _GRACE_S = 3.0
 
 app = typer.Typer(
     name="holdfast",
-    help="Back directories and files up into a bucket, and bring them back.",
+    help="Keep Docker's volumes and images in one bucket, and bring them back.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 volumes.register(app)
 look.register(app)
+images.register(app)
 serve.register(app)
 
 
@@ -69,7 +70,7 @@ def run() -> None:
 
 def _run(view: View) -> int:  # noqa: PLR0911 - one for each way it can end
     try:
-        result = app(standalone_mode=False)
+        result = app(images.newly_spelled(sys.argv[1:]), standalone_mode=False)
         if result == exit_code(Interrupted("")):  # what typer makes of Ctrl-C
             return _interrupted(view)
         flush()

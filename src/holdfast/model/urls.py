@@ -47,7 +47,8 @@ class BucketUrl:
             if text.startswith(("/", "./", "../")):
                 hint = f"a directory is written as file://{os.path.abspath(text)}"
             raise UsageError(f"not a store: {_without_secrets(text)!r}", hint=hint)
-        if "@" in parts.netloc:
+        # A secret may have a slash in it: what is before the first one then ends without an @.
+        if "@" in parts.netloc or (":" in parts.netloc and parts.scheme != "file"):
             raise UsageError(
                 "a store's URL must not hold credentials",
                 hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile with ?profile=",
