@@ -88,6 +88,8 @@ class Engine:
 
         :raises UsageError: it is no address that can be reached, or its certificates cannot be read.
         """
+        if "@" in (address or ""):
+            raise UsageError("the address of a Docker Engine holds no credentials", hint="tcp:// is secured by TLS")
         try:
             found, tls = _where(address)
             parse_host(found, tls=bool(tls))
@@ -193,10 +195,7 @@ class Engine:
 
     def _connected(self, answer_timeout_s: int) -> Any:
         timeout: Any = (_CONNECT_TIMEOUT_S, answer_timeout_s) if self.address.startswith("tcp:") else answer_timeout_s
-        client = docker.APIClient(base_url=self.address, version="auto", tls=self._tls or False, timeout=timeout)
-        # A bundle that REQUESTS_CA_BUNDLE names would come before the engine's own authority.
-        client.trust_env = False
-        return client
+        return _Client(base_url=self.address, version="auto", tls=self._tls or False, timeout=timeout)
 
     def _json(self, path: str, reference: str, parameters: dict[str, str]) -> dict[str, Any]:
         # docker-py knows these paths, but not all of their parameters.
@@ -240,6 +239,17 @@ class Engine:
         if "ermission denied" in str(error):
             hint = "this user may not use its socket: be in the group docker, or root"
         return EngineUnavailable(f"cannot {doing} at the engine at {self}: {_sentence(error)}", hint=hint)
+
+
+class _Client(docker.APIClient):  # type: ignore[misc]
+    """Asks for the version as soon as it is made, and must not look into the environment even then.
+
+    A bundle that ``REQUESTS_CA_BUNDLE`` names would come before the engine's own authority.
+    """
+
+    def _retrieve_server_version(self) -> Any:
+        self.trust_env = False
+        return super()._retrieve_server_version()
 
 
 class _Source:

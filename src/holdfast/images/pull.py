@@ -206,6 +206,8 @@ class _Job:
             looked, _ = wait(looks, timeout=_PATIENCE_S)
             ready = [host for future, host in looks.items() if future in looked]
             wanting = [host for host in ready if host.wants]
+            reads = {layer.digest: layer.size for host in wanting for layer in host.gets().values()}
+            self._progress.bytes_total = sum(reads.values())
             reading = self._share(wanting) if len(wanting) > 1 else None
             late = [host for future, host in looks.items() if future not in looked]
             for host in late:
@@ -351,6 +353,7 @@ class _Job:
             size, pieces = open_directly(layer, self._read(layer), self._spool, raw=raw)
         else:
             size, pieces = shared.open()
+        host.part.total += size - layer.size
         return size, _sent(host, pieces)
 
     def _name_it(self, host: _Host, there: EngineImage) -> None:

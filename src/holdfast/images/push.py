@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from holdfast.archive.blobs import Compression, Data, Packed, checked, pack, unpacked
+from holdfast.config import DEFAULT_LEVEL
 from holdfast.errors import DamageError, NotFoundError, UsageError
 from holdfast.images.bundle import SMALL_BYTES, Saved, digest_of_path, read_saved
 from holdfast.images.engine import Engine, EngineImage
@@ -26,7 +27,6 @@ from holdfast.storage.store import Store
 
 _UPLOADS_AT_ONCE = 2
 _SHORT = 12
-DEFAULT_LEVEL = 2
 
 
 @dataclass(frozen=True, slots=True)

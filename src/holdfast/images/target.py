@@ -183,19 +183,25 @@ class RegistryTarget(Target):
                 return None
             manifests = [one for part in whole for one in part[0]]
             return [*manifests, (root, data)], [blob for part in whole for blob in part[1]]
-        for blob in (manifest.config, *manifest.layers):
-            if not self._is_there(blob, read):
+        if not self._is_there(manifest.config, read):
+            return None
+        for layer in manifest.layers:
+            if not self._is_there(layer, read, is_layer=True):
                 return None
         return [(root, data)], [blob.parsed() for blob in (manifest.config, *manifest.layers)]
 
-    def _is_there(self, blob: Descriptor, read: Read) -> bool:
+    def _is_there(self, blob: Descriptor, read: Read, *, is_layer: bool = False) -> bool:
         digest = blob.parsed()
         if self.has_blob(digest, blob.size):
             return True
         data = read(digest) if blob.size <= LARGEST_MANIFEST else None
         if data is None or len(data) != blob.size:
             return False
-        self._progress.advance(stored=self._store.put_blob(self._repositories[0], digest, data))
+        sent = self._store.put_blob(self._repositories[0], digest, data)
+        if is_layer and sent:
+            self._sent(sent)
+        else:
+            self._progress.advance(stored=sent)
         return True
 
     def _is_tagged(self, digest: Digest) -> bool:
