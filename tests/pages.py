@@ -1,6 +1,11 @@
 """The pages of the documentation, and the blocks of commands that they mark as ones to be run."""
 
+import contextlib
+import os
 import re
+import shutil
+import signal
+import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -23,3 +28,25 @@ def blocks(page, mark):
 
 
 NEEDS_DOCKER = [page for page in PAGES if blocks(page, RUN_WITH_DOCKER)]
+
+
+def run_commands(script, work, env, within_s):
+    """Run a page's commands in a folder, and end what they leave running; their exit code and their output."""
+    output = work.with_name("output")
+    with output.open("w") as out:
+        shell = subprocess.Popen(
+            [shutil.which("bash") or "/bin/sh", "-eu", "-c", script],
+            cwd=work,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = shell.wait(within_s)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
+            shell.wait()
+    return code, output.read_text()

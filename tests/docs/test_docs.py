@@ -1,16 +1,12 @@
 """What the documentation tells a user to run, runs: each page's marked blocks, in order, in one shell."""
 
-import contextlib
 import os
 import re
-import shutil
-import signal
-import subprocess
 import sys
 
 import pytest
 
-from pages import MARKS, PAGES, RUN, blocks, page_name
+from pages import MARKS, PAGES, RUN, blocks, page_name, run_commands
 from servers import free_ports
 
 OWN_TEST = "recover-without-holdfast.md"  # needs a store to recover from: its own test makes one
@@ -36,36 +32,13 @@ def test_the_commands_of_a_page_run(page, tmp_path):
     work.mkdir()
     address = f"127.0.0.1:{free_ports(1)[0]}"
 
-    code, output = _run("\n".join(blocks(page, RUN)).replace(DEFAULT_ADDRESS, address), work, commands, address)
+    script = "\n".join(blocks(page, RUN)).replace(DEFAULT_ADDRESS, address)
+    path = f"{commands}:{os.environ.get('PATH', os.defpath)}"
+    env = {**os.environ, "PATH": path, "HOLDFAST_PERSIST_LISTEN": address}
+    code, output = run_commands(script, work, env, TIMEOUT_S)
 
     assert code == 0, output
     assert "Traceback" not in output
-
-
-def _run(script, work, commands, address):
-    """Run a page's commands, and end what they leave running; their exit code and their output."""
-    output = work.with_name("output")
-    with output.open("w") as out:
-        shell = subprocess.Popen(
-            [shutil.which("bash") or "/bin/sh", "-eu", "-c", script],
-            cwd=work,
-            env={
-                **os.environ,
-                "PATH": f"{commands}:{os.environ.get('PATH', os.defpath)}",
-                "HOLDFAST_PERSIST_LISTEN": address,
-            },
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            code = shell.wait(TIMEOUT_S)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(shell.pid, signal.SIGKILL)
-            shell.wait()
-    return code, output.read_text()
 
 
 @pytest.mark.parametrize("mark", MARKS)
