@@ -13,8 +13,8 @@ class Part:
     """One of several things that a job has under way at once: a layer, or a host.
 
     ``name`` tells it apart for a person (``layer 6cbd4f9a32b1``, ``tcp://h1:2375``), ``state`` says in a word or two
-    where it is: waiting, reading, uploading, exists, done, failed. Both figures are bytes; ``total`` is 0 while unknown.
-    Written by the one thread that works on it.
+    where it is: waiting, reading, uploading, exists, done, failed. Both figures are bytes; ``total`` is 0 while it is
+    not known. Written by the one thread that works on it.
     """
 
     name: str

@@ -142,7 +142,7 @@ def pull(  # noqa: PLR0913 - the options of a command
         typer.Option("--force-local", help="Send the image to the hosts also where they could fetch it themselves."),
     ] = False,
     disable_checks: Annotated[
-        bool, typer.Option("--disable-checks", help="Do not ask first whether the hosts answer.")
+        bool, typer.Option("--disable-checks", help="Do not ask first whether hosts run Holdfast themselves.")
     ] = False,
     server_port: Annotated[
         int | None,

@@ -19,7 +19,7 @@ import msgspec
 
 from holdfast.archive import tar
 from holdfast.archive.untar import Untar
-from holdfast.errors import DamageError
+from holdfast.errors import DamageError, UsageError
 from holdfast.model.digest import Digest
 from holdfast.model.oci import INDEX_TYPE, LARGEST_MANIFEST, Descriptor, IndexEntry
 from holdfast.model.snapshot import Entry, shown
@@ -137,9 +137,15 @@ def read_saved(stream: Iterator[Data], take: Take) -> Saved:
 
 
 def digest_of_path(path: str) -> Digest | None:
-    """Give the digest that the path of a blob states; None for what is no blob."""
+    """Give the digest that the path of a blob states; None for what is no blob.
+
+    :raises DamageError: it states what is no digest.
+    """
     match = _BLOB.fullmatch(path)
-    return Digest.parse(f"{match[1]}:{match[2]}") if match else None
+    try:
+        return Digest.parse(f"{match[1]}:{match[2]}") if match else None
+    except UsageError as error:
+        raise DamageError(f"the engine's archive names a blob badly: {error}") from error
 
 
 def blob_path(digest: Digest) -> str:

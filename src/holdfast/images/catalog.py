@@ -11,13 +11,12 @@ from typing import Any
 from holdfast.archive.blobs import Data, checked, raw_size
 from holdfast.archive.frames import TABLE_TAIL
 from holdfast.errors import DamageError, NotFoundError, UsageError
-from holdfast.images.dogestry import LegacyImage, LegacyLayer, read_image
+from holdfast.images.dogestry import LegacyImage, LegacyLayer, plain_manifest, read_image
 from holdfast.images.spool import Spool
 from holdfast.model.digest import Digest
 from holdfast.model.images import ImageName, image_id
 from holdfast.model.names import Repository, Tag
 from holdfast.model.oci import (
-    IMAGE_CONFIG_TYPE,
     INDEX_TYPE,
     LARGEST_MANIFEST,
     LAYER_TYPE,
@@ -26,7 +25,6 @@ from holdfast.model.oci import (
     ImageConfig,
     ImageManifest,
     Index,
-    Manifest,
     Platform,
     read_manifest,
 )
@@ -321,11 +319,6 @@ def _of_legacy(legacy: LegacyImage) -> StoredImage:
         StoredLayer(layer.diff_id, layer.diff_id, layer.size, LAYER_TYPE, layer.open, partial(_size, layer))
         for layer in legacy.layers
     )
-    manifest = Manifest(
-        schema_version=2,
-        media_type=MANIFEST_TYPE,
-        config=Descriptor(IMAGE_CONFIG_TYPE, str(config), len(legacy.config)),
-        layers=[Descriptor(layer.media_type, str(layer.digest), layer.size) for layer in layers],
-    ).encode()
+    manifest = plain_manifest(legacy.config, [(layer.diff_id, layer.size) for layer in legacy.layers])
     root = Descriptor(MANIFEST_TYPE, str(Digest.of(manifest)), len(manifest))
     return StoredImage(root, (manifest, legacy.config), config, layers)

@@ -25,7 +25,14 @@ from holdfast.errors import DamageError, NotFoundError, UsageError
 from holdfast.images.layerfile import LayerFile
 from holdfast.images.spool import Spool
 from holdfast.model.digest import Digest
-from holdfast.model.oci import ImageConfig
+from holdfast.model.oci import (
+    IMAGE_CONFIG_TYPE,
+    LAYER_TYPE,
+    MANIFEST_TYPE,
+    Descriptor,
+    ImageConfig,
+    Manifest,
+)
 from holdfast.progress import Part, Progress
 from holdfast.storage.dogestry import LARGEST_JSON, DogestryLayout
 
@@ -259,6 +266,16 @@ def _made_config(top: bytes, images: Sequence[_Link], layers: Sequence[LegacyLay
     if len(config) > LARGEST_JSON:
         raise DamageError(f"its history takes more than {LARGEST_JSON} bytes")
     return config
+
+
+def plain_manifest(config: bytes, layers: Sequence[tuple[Digest, int]]) -> bytes:
+    """Give an image of this layout the manifest that it never had: its layers, by digest and size, uncompressed."""
+    return Manifest(
+        schema_version=2,
+        media_type=MANIFEST_TYPE,
+        config=Descriptor(IMAGE_CONFIG_TYPE, str(Digest.of(config)), len(config)),
+        layers=[Descriptor(LAYER_TYPE, str(digest), size) for digest, size in layers],
+    ).encode()
 
 
 # Images of Holdfast's own

@@ -58,7 +58,8 @@ class EngineImage:
 
     ``names`` are ``NAME:TAG``; ``diff_ids`` the digests of its layers uncompressed, bottom first. ``is_whole`` is False
     where the engine says that something of it is missing. ``manifests`` are those that it has whole, by their digests,
-    where the engine tells.
+    where the engine tells. ``is_unpacked`` is False where it may not be ready to run, and where there is nothing to
+    unpack: an image without a file.
     """
 
     id: Digest
@@ -67,6 +68,7 @@ class EngineImage:
     platform: Platform
     is_whole: bool
     manifests: tuple[Digest, ...] = ()
+    is_unpacked: bool = True
 
 
 class Engine:
@@ -206,7 +208,7 @@ class Engine:
     def _image(self, told: dict[str, Any]) -> EngineImage:
         layers = (told.get("RootFS") or {}).get("Layers")
         manifests = [one for one in told.get("Manifests") or () if one.get("Kind") == "image"]
-        whole = [one for one in manifests if one.get("Available") and _is_unpacked(one)]
+        whole = [one for one in manifests if one.get("Available")]
         try:
             return EngineImage(
                 id=Digest.parse(str(told["Id"])),
@@ -215,6 +217,7 @@ class Engine:
                 platform=Platform(told.get("Architecture", ""), told.get("Os", ""), told.get("Variant") or ""),
                 is_whole=bool(whole) or (not manifests and "Size" in told),
                 manifests=tuple(Digest.parse(str(one["ID"])) for one in whole),
+                is_unpacked=not whole or any(map(_is_unpacked, whole)),
             )
         except (KeyError, UsageError) as error:
             raise EngineError(f"the engine at {self} describes an image in a way that is not understood") from error

@@ -212,12 +212,11 @@ class _Job:
             late = [host for future, host in looks.items() if future not in looked]
             for host in late:
                 host.shares = False  # nobody waits for it
-            ends = [pool.submit(self._noting(partial(self._finish, future)), host) for future, host in looks.items()]
-        for end in ends:
-            end.result()
+            ends = [pool.submit(self._ended, future, host) for future, host in looks.items()]
+        results = [end.result() for end in ends]
         if reading is not None:
             reading.join()
-        return [host.result() for host in hosts]
+        return results
 
     def _noting(self, step: Callable[[_Host], None]) -> Callable[[_Host], None]:
         """Make a step for one host: what goes wrong is its own matter."""
@@ -229,6 +228,11 @@ class _Job:
                 host.error = error
 
         return noted
+
+    def _ended(self, looked: Future[None], host: _Host) -> HostResult:
+        """Give the result of a host as soon as there is one, whatever the others still do."""
+        self._noting(partial(self._finish, looked))(host)
+        return host.result()
 
     def _finish(self, looked: Future[None], host: _Host) -> None:
         looked.result()
@@ -253,7 +257,7 @@ class _Job:
         host.image = image
         host.id = image.root.parsed() if host.engine.traits.keeps_blobs else image.config
         there = host.engine.inspect(str(host.id))
-        if there is not None and there.is_whole:
+        if there is not None and there.is_whole and there.is_unpacked:
             host.sends = (False,) * len(image.layers)
             self._name_it(host, there)
         else:
@@ -288,7 +292,7 @@ class _Job:
         if self._name is None:
             return
         try:
-            host.is_new = server.pull(self._store.bucket.url, self._name, host.part)
+            host.is_new = server.pull(self._store.bucket.url, self._name, self._found.digest, host.part)
         except EngineError as error:
             self._progress.warn(f"{error}: the image is sent to {host.engine} from here")
             host.server = None

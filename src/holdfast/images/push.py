@@ -155,8 +155,8 @@ class _Pushing:
             self._progress.advance(size=len(piece))
             yield piece
 
-    def _put(self, part: Part, put: Callable[[], None]) -> None:
-        """Begin to put something, and see what has become of what was begun before."""
+    def _put(self, part: Part, put: Callable[[], None], file: BinaryIO) -> None:
+        """Begin to put a file, and see what has become of what was begun before. ``put`` closes it."""
         for done in [future for future in self._puts if future.done()]:
             self._puts.remove(done)
             done.result()
@@ -168,7 +168,9 @@ class _Pushing:
             part.done = part.total
             self._progress.advance(files=1)
 
-        self._puts.append(self._putting.submit(work))
+        future = self._putting.submit(work)
+        future.add_done_callback(lambda done: file.close() if done.cancelled() else None)
+        self._puts.append(future)
 
     def _wait(self) -> None:
         while self._puts:
@@ -205,11 +207,12 @@ class _Layers(_Pushing):
         with ThreadPoolExecutor(os.cpu_count() or 1, "compress") as self._pool:
             saved = self._read(self._take)
             config = self._config(saved)
-            missing = [diff_id for diff_id in ImageConfig.decode(config).diff_ids if diff_id not in self._have]
-            if missing and self._guesses:  # a size was no proof
+            diff_ids = ImageConfig.decode(config).diff_ids
+            paths = self._pack_small(saved, config)
+            if not set(diff_ids) <= self._have.keys() and self._guesses:  # a size was no proof
                 self._guesses = False
-                saved = self._read(self._take)
-            diff_ids = self._complete(saved, config)
+                self._read(self._take)
+        self._make_sure(diff_ids, paths)
         return self._target.publish(config, diff_ids)
 
     def _take(self, path: str, size: int, content: Iterator[Data]) -> None:
@@ -242,9 +245,9 @@ class _Layers(_Pushing):
             if packed.diff_id in self._have:
                 part.state = "exists"
                 return
+            self._have[packed.diff_id] = packed.raw_size
+            self._put(part, lambda: self._store(packed, file), file)
             unless_put.pop_all()
-        self._have[packed.diff_id] = packed.raw_size
-        self._put(part, lambda: self._store(packed, file))
 
     def _store(self, packed: Packed, file: BinaryIO) -> None:
         with ExitStack() as closing:
@@ -256,13 +259,17 @@ class _Layers(_Pushing):
         """Find the image's config: what its id names, or with the other kind of store what its manifest does."""
         for image in saved.images:
             config = saved.small.get(saved.path(image.config))
-            if config is not None and ImageConfig.decode(config).diff_ids == self._found.diff_ids:
+            if config is not None and self._is_its(config):
                 return config
         raise DamageError(f"what the engine at {self._engine} saves does not hold the config of {self._found.id}")
 
-    def _complete(self, saved: Saved, config: bytes) -> Sequence[Digest]:
-        """Pack the layers that were small enough to be held, and see that none is missing."""
-        diff_ids = ImageConfig.decode(config).diff_ids
+    def _is_its(self, config: bytes) -> bool:
+        if not self._engine.traits.keeps_blobs:
+            return self._found.id.matches(config)
+        return ImageConfig.decode(config).diff_ids == self._found.diff_ids
+
+    def _pack_small(self, saved: Saved, config: bytes) -> list[str]:
+        """Pack the layers that were small enough to be held; give the paths of all of the image's layers."""
         paths = next((image.layers for image in saved.images if _is_config(saved, image.config, config)), None) or []
         with ThreadPoolExecutor(_UPLOADS_AT_ONCE, "put") as self._putting:
             for name in dict.fromkeys(saved.path(path) for path in paths):
@@ -271,13 +278,16 @@ class _Layers(_Pushing):
                     part = self._progress.part(_called(name), state="reading", total=len(data))
                     self._pack(iter([data]), len(data), part)
             self._wait()
+        return paths
+
+    def _make_sure(self, diff_ids: Sequence[Digest], paths: Sequence[str]) -> None:
+        """See that no layer is missing."""
         missing = [str(diff_id) for diff_id in diff_ids if diff_id not in self._have]
         if missing or len(paths) != len(diff_ids):
             raise DamageError(
                 f"what the engine at {self._engine} saves does not hold the layers of {self._found.id}: "
                 f"{', '.join(missing) or 'their number is another'}"
             )
-        return diff_ids
 
 
 class _Blobs(_Pushing):
@@ -318,8 +328,8 @@ class _Blobs(_Pushing):
                 for piece in _followed(checked(content, digest, size, path), part):
                     file.write(piece)
                 file.flush()
+            self._put(part, lambda: self._store(digest, size, file), file)
             unless_put.pop_all()
-        self._put(part, lambda: self._store(digest, size, file))
 
     def _store(self, digest: Digest, size: int, file: BinaryIO) -> None:
         with file:

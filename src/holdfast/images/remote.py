@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, urlencode, urlsplit
 
 from holdfast.errors import EngineError, EngineUnavailable
+from holdfast.model.digest import Digest
 from holdfast.model.images import ImageName
 from holdfast.model.urls import BucketUrl
 from holdfast.progress import Part
@@ -51,10 +52,10 @@ class Server:
         finally:
             connection.close()
 
-    def pull(self, store: BucketUrl, name: ImageName, part: Part) -> bool:
-        """Have it pull an image; gives whether that was new to it.
+    def pull(self, store: BucketUrl, name: ImageName, digest: Digest, part: Part) -> bool:
+        """Have it pull an image, which must be the one of this digest; gives whether that was new to it.
 
-        :raises EngineError: it cannot, or will not: its store is another one, perhaps.
+        :raises EngineError: it cannot, or will not, or pulled another: its store is another one, perhaps.
         """
         query = urlencode({"fromImage": name.name, "tag": str(name.digest or name.tag)}, quote_via=quote)
         known = base64.urlsafe_b64encode(json.dumps({"email": str(store)}).encode()).decode()
@@ -64,23 +65,26 @@ class Server:
             response = connection.getresponse()
             if response.status != http.HTTPStatus.OK:
                 raise EngineError(f"the server at {self} refused to pull: {_message(response.read(_LONGEST_LINE))}")
-            return self._follow(response, part)
+            return self._follow(response, digest, part)
         except (OSError, http.client.HTTPException) as error:
             raise EngineUnavailable(f"the server at {self} broke off: {str(error) or type(error).__name__}") from error
         finally:
             connection.close()
 
-    def _follow(self, response: http.client.HTTPResponse, part: Part) -> bool:
-        is_new, is_done = True, False
+    def _follow(self, response: http.client.HTTPResponse, digest: Digest, part: Part) -> bool:
+        is_new, is_done, is_it = True, False, False
         for event in _events(response):
             if "error" in event or "errorDetail" in event:
                 raise EngineError(f"the server at {self} could not pull: {_message(json.dumps(event).encode())}")
             status = str(event.get("status", ""))[:100]
             is_new = is_new and "up to date" not in status
+            is_it = is_it or status == f"Digest: {digest}"
             is_done = status == "Done"
             part.state = "pulling by itself"
         if not is_done:
             raise EngineUnavailable(f"the server at {self} broke off")
+        if not is_it:
+            raise EngineError(f"the server at {self} pulled another image of this name")
         return is_new
 
 

@@ -12,7 +12,7 @@ from typing import BinaryIO, Self
 
 from holdfast.archive.blobs import MEDIA_TYPES, Compression, Packed
 from holdfast.errors import DamageError, NotFoundError
-from holdfast.images.dogestry import EMPTY_LAYER, image_json, layer_ids, trusted_config
+from holdfast.images.dogestry import EMPTY_LAYER, image_json, layer_ids, plain_manifest, trusted_config
 from holdfast.model.digest import Digest
 from holdfast.model.images import ImageName
 from holdfast.model.oci import (
@@ -30,6 +30,8 @@ from holdfast.storage.store import KnownLayer, Store
 
 _REQUESTS_AT_ONCE = 8
 _PIECE_BYTES = 4 * 1024 * 1024
+_DEEPEST = 2
+"""How many indexes an index may lie within: each can name others many times over."""
 _NO_CONFIG = Digest.of(b"")
 
 Read = Callable[[Digest], bytes | None]
@@ -131,7 +133,7 @@ class RegistryTarget(Target):
             layers=[Descriptor(layer.media_type, layer.digest, layer.size) for layer in layers],
         ).encode()
         digest = Digest.of(manifest)
-        if not self._is_tagged(digest):
+        if not (self._is_tagged(digest) and self._holds(manifest) and self._holds(config)):
             self._store.put_blob(self._repositories[0], Digest.of(config), config, rewrite=True)
             self._link([layer.parsed() for layer in layers] + [Digest.of(config)])
             self._tag([(digest, manifest)])
@@ -165,19 +167,22 @@ class RegistryTarget(Target):
         manifests, blobs = tree
         if not set(needed) <= {digest for digest, _ in manifests}:
             return False
-        if not self._is_tagged(root):
+        if not (self._is_tagged(root) and self._has_all(manifests)):
             self._link(blobs)
             self._tag(manifests)
         return True
 
-    def _tree(self, root: Digest, read: Read) -> tuple[list[tuple[Digest, bytes]], list[Digest]] | None:
+    def _tree(self, root: Digest, read: Read, depth: int = 0) -> tuple[list[tuple[Digest, bytes]], list[Digest]] | None:
         """Give the manifests below a root, which comes last, and their blobs; None where it is not whole."""
         data = read(root)
         if data is None:
             return None
         manifest = read_manifest(data)
         if isinstance(manifest, Index):
-            parts = [self._tree(entry.parsed(), read) for entry in manifest.manifests]
+            if depth == _DEEPEST:
+                raise DamageError(f"index {root} lies within {depth} others")
+            below = dict.fromkeys(entry.parsed() for entry in manifest.manifests)
+            parts = [self._tree(entry, read, depth + 1) for entry in below]
             whole = [part for part in parts if part is not None]
             if manifest.manifests and not whole:
                 return None
@@ -192,17 +197,29 @@ class RegistryTarget(Target):
 
     def _is_there(self, blob: Descriptor, read: Read, *, is_layer: bool = False) -> bool:
         digest = blob.parsed()
-        if self.has_blob(digest, blob.size):
+        is_small = blob.size <= LARGEST_MANIFEST
+        if self.has_blob(digest, blob.size) if is_layer or not is_small else self.config(digest, ()) is not None:
             return True
-        data = read(digest) if blob.size <= LARGEST_MANIFEST else None
+        data = read(digest) if is_small else None
         if data is None or len(data) != blob.size:
             return False
-        sent = self._store.put_blob(self._repositories[0], digest, data)
+        sent = self._store.put_blob(self._repositories[0], digest, data, rewrite=True)
         if is_layer and sent:
             self._sent(sent)
         else:
             self._progress.advance(stored=sent)
         return True
+
+    def _holds(self, data: bytes) -> bool:
+        """Whether a small blob is there, and whole."""
+        return self.config(Digest.of(data), ()) is not None
+
+    def _has_all(self, manifests: Iterable[tuple[Digest, bytes]]) -> bool:
+        """Whether manifests are there, and belong to all repositories: an index may have had fewer of them before."""
+        return all(
+            self._holds(data) and all(self._store.has_manifest(repository, digest) for repository in self._repositories)
+            for digest, data in manifests
+        )
 
     def _is_tagged(self, digest: Digest) -> bool:
         """Whether all names lead to a manifest already: then all that it needs was there before."""
@@ -281,7 +298,7 @@ class DogestryTarget(Target):
         for name in self._names:
             if name.tag:
                 self._layout.set_tag(name.name, str(name.tag), ids[-1])
-        return Digest("sha256", ids[-1])
+        return Digest.of(plain_manifest(config, [(diff_id, self._sizes[diff_id]) for diff_id in diff_ids]))
 
     def close(self) -> None:
         if self._top is not None:

@@ -92,12 +92,17 @@ class IndexEntry(Descriptor, frozen=True, rename="camel", omit_defaults=True, kw
 
 
 class ImageManifest(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """A manifest as it is read: of an image, by whomever. ``layers`` are bottom first."""
+    """A manifest as it is read: of an image, by whomever."""
 
     config: Descriptor
-    layers: list[Descriptor]
+    stated_layers: list[Descriptor] | None = msgspec.field(name="layers")
     media_type: str = ""
     artifact_type: str = ""
+
+    @property
+    def layers(self) -> list[Descriptor]:
+        """Give the layers, bottom first. Engines write null where there is none."""
+        return self.stated_layers or []
 
     @property
     def is_image(self) -> bool:

@@ -13,7 +13,15 @@ from typing import BinaryIO
 
 import msgspec
 
-from holdfast.errors import BucketError, DamageError, NotFoundError, ObjectNotFound, Unavailable, UsageError
+from holdfast.errors import (
+    AccessDenied,
+    BucketError,
+    DamageError,
+    NotFoundError,
+    ObjectNotFound,
+    Unavailable,
+    UsageError,
+)
 from holdfast.model.digest import Digest
 from holdfast.model.names import Repository, Tag
 from holdfast.model.oci import LARGEST_MANIFEST, Descriptor, Manifest
@@ -159,8 +167,10 @@ class Store:
             data = self.bucket.get(f"{_KNOWN_LAYERS}/{diff_id.algorithm}/{diff_id.hex}", limit=_LONGEST_DESCRIPTOR)
             known = msgspec.json.decode(data, type=KnownLayer)
             return known if self.blob_size(known.parsed()) == known.size else None
-        except (ObjectNotFound, DamageError, msgspec.MsgspecError):
-            return None  # whatever is wrong with it, the layer is stored anew
+        except (AccessDenied, Unavailable):
+            raise
+        except (BucketError, DamageError, msgspec.MsgspecError, RecursionError):
+            return None  # it is not there; or, whatever is wrong with it, the layer is stored anew
 
     def note_layer(self, diff_id: Digest, layer: KnownLayer) -> None:
         """Note which blob holds a layer, once the blob is there."""
