@@ -14,9 +14,14 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 from bench import report
 from bench.datasets import Dataset
+from bench.engines import Engines
+from bench.image_peers import IMAGE_TOOLS, ImageTool
+from bench.image_rows import ImageBench
+from bench.images import ImageSet
 from bench.peers import TOOLS, Buckets, Tool, clean_environment
 from bench.rows import ROWS, Bench, Row, RowResult, say, select_rows
 from bench.servers import SeaweedFS, ServerFailed, find_weed
@@ -24,6 +29,8 @@ from bench.servers import SeaweedFS, ServerFailed, find_weed
 _DELETED_STAMP = ".deleted"
 _DELETED_WAIT_S = 900.0  # how long ext4 was seen to avoid the inodes of deleted files, and some more
 _BUSY_LOAD = 0.7
+
+T = TypeVar("T", Tool, ImageTool)
 
 
 def _names(text: str) -> list[str]:
@@ -51,22 +58,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     rows = ", ".join(row.id for row in ROWS)
     parser.add_argument(
-        "--rows", type=_names, default=["*"], help=f"data sets (A, B, M) or rows, by commas, * allowed: {rows}"
+        "--rows", type=_names, default=["*"], help=f"data sets (A, B, M, I) or rows, by commas, * allowed: {rows}"
     )
     parser.add_argument("--repeat", type=_count, default=3, help="runs of each row; the median counts (3)")
     parser.add_argument("--repeat-m", type=_count, default=1, help="runs of the rows of M, which are long (1)")
     parser.add_argument("--workdir", type=Path, help="where data and results lie; data sets in it are kept and reused")
     parser.add_argument("--json", type=Path, dest="json_path", metavar="FILE", help="write everything measured here")
     parser.add_argument("--scale", type=_positive, default=1.0, help="size of the data sets (1.0 is the full size)")
-    parser.add_argument("--peers", type=_names, default=["restic", "pipe"], help="restic, pipe or both (both)")
+    peers = ["restic", "pipe", "pipes", "docker"]
+    parser.add_argument("--peers", type=_names, default=peers, help=f"some of {', '.join(peers)} (all)")
     parser.add_argument("--tools", type=_names, help="all tools to run, instead of holdfast and --peers")
     parser.add_argument("--keep", action="store_true", help="delete nothing at the end: repositories, restores, logs")
     return parser
 
 
-def _versions(tools: dict[str, Tool]) -> tuple[dict[str, str], list[str]]:
-    """Return the versions of all programs, dropping from ``tools`` what does not run, and the names dropped."""
-    versions = {"python": sys.version.split()[0]}
+def _used(rows: list[Row], names: list[str], *, images: bool) -> list[str]:
+    """Return which of ``names`` the rows about images, or the others, ask for."""
+    asked = {name for row in rows if row.about_images == images for name in row.tools}
+    return [name for name in (IMAGE_TOOLS if images else TOOLS) if name in asked and name in names]
+
+
+def _leave_out(tools: dict[str, T], versions: dict[str, str]) -> list[str]:
+    """Note the versions of all programs, drop from ``tools`` what does not run, and return the names dropped."""
     missing = []
     for name, tool in list(tools.items()):
         try:
@@ -75,12 +88,16 @@ def _versions(tools: dict[str, Tool]) -> tuple[dict[str, str], list[str]]:
             say(f"{name} does not run, left out: {error}")
             missing.append(name)
             del tools[name]
+    return missing
+
+
+def _server_version() -> dict[str, str]:
     weed = find_weed()
     if weed is not None:
         with suppress(OSError, subprocess.CalledProcessError):
             done = subprocess.run((weed, "version"), capture_output=True, text=True, check=True)
-            versions["seaweedfs"] = next(iter(done.stdout.splitlines()), "")
-    return versions, missing
+            return {"seaweedfs": next(iter(done.stdout.splitlines()), "")}
+    return {}
 
 
 def _warn(workdir: Path) -> None:
@@ -105,10 +122,11 @@ def main() -> int:
     """Run the benchmark as the command line says; return the exit code."""
     parser = _parser()
     options = parser.parse_args()
-    names = options.tools or ["holdfast", "http", *options.peers]
-    unknown = [name for name in names if name not in TOOLS]
+    names = options.tools or ["holdfast", "http", "whole", "fleet", *options.peers]
+    known = TOOLS | IMAGE_TOOLS
+    unknown = [name for name in names if name not in known]
     if unknown:
-        parser.error(f"no tool is called {', '.join(unknown)}; there are {', '.join(TOOLS)}")
+        parser.error(f"no tool is called {', '.join(unknown)}; there are {', '.join(known)}")
     try:
         rows = select_rows(options.rows)
     except ValueError as error:
@@ -138,28 +156,43 @@ def _measure(options: argparse.Namespace, names: list[str], rows: list[Row], wor
     home = directory / "home"
     home.mkdir()
     env = clean_environment(home)
-    datasets = {name: Dataset(name, workdir / f"data-{options.scale:g}", options.scale) for name in ("A", "B", "M")}
+    data = workdir / f"data-{options.scale:g}"
+    datasets = {name: Dataset(name, data, options.scale) for name in ("A", "B", "M")}
     settings = {"repeat": options.repeat, "repeat_m": options.repeat_m, "scale": options.scale}
     done: list[RowResult] = []
     with SeaweedFS(directory / "server", env) as server:
-        tools = {name: TOOLS[name](env, server.endpoint) for name in TOOLS if name in names}
-        versions, missing = _versions(tools)
+        tools = {name: TOOLS[name](env, server.endpoint) for name in _used(rows, names, images=False)}
+        image_tools = {name: IMAGE_TOOLS[name](env, server.endpoint) for name in _used(rows, names, images=True)}
+        versions = {"python": sys.version.split()[0], **_server_version()}
+        missing = _leave_out(tools, versions) + _leave_out(image_tools, versions)
+        rows = [row for row in rows if set(row.tools) & set(image_tools if row.about_images else tools)]
         say(", ".join(f"{name}: {version}" for name, version in versions.items()))
+        buckets = Buckets(env, server.endpoint)
         bench = Bench(
             directory=directory,
             datasets=datasets,
             tools=tools,
-            buckets=Buckets(env, server.endpoint),
+            buckets=buckets,
             repeat=options.repeat,
             repeat_m=options.repeat_m,
             env=env,
         )
+        image_bench = ImageBench(
+            directory=directory,
+            images=ImageSet(data, options.scale),
+            tools=image_tools,
+            engines=Engines(directory / "engines", env),
+            server=server,
+            buckets=buckets,
+            repeat=options.repeat,
+        )
         floor_bytes = bench.memory_floor_bytes()
         try:
             for row in rows:
-                if set(row.tools) & set(tools):
-                    done.append(bench.measure(row))  # noqa: PERF401 -- what is done must be there when a row raises
+                measured = image_bench.measure(row) if row.about_images else bench.measure(row)
+                done.append(measured)  # one by one: what is done must be there when a row raises
         finally:
+            image_bench.close()
             for tool in tools.values():
                 tool.close()
             # Whatever was measured is worth having, also when the run is cut short.

@@ -23,10 +23,18 @@ from typing import ClassVar
 
 from bench.datasets import REPOSITORY_ROOT
 from bench.measure import Command, single
-from bench.servers import ACCESS_KEY, REGION, SECRET_KEY, free_port, rclone_environment, wait_until_answered
+from bench.servers import (
+    ACCESS_KEY,
+    REGION,
+    SECRET_KEY,
+    free_port,
+    rclone_environment,
+    rclone_program,
+    wait_until_answered,
+)
 
 _RESTIC_PASSWORD = "bench"  # noqa: S105 -- of a repository that lives as long as the run
-_OWN_VARIABLES = ("AWS_", "RESTIC_", "RCLONE_", "HOLDFAST_", "S3_", "WEED_", "XDG_")
+_OWN_VARIABLES = ("AWS_", "RESTIC_", "RCLONE_", "HOLDFAST_", "S3_", "WEED_", "XDG_", "DOCKER_", "REGISTRY_")
 
 
 def clean_environment(home: Path) -> dict[str, str]:
@@ -91,45 +99,28 @@ class Holdfast(Tool):
 
     name = "holdfast"
 
-    def _argv(self, *arguments: str) -> list[str]:
-        named = os.environ.get("HOLDFAST")
-        return [*(shlex.split(named) if named else (sys.executable, "-m", "holdfast")), *arguments]
-
     def _environment(self, repository: Repository | None) -> dict[str, str]:
-        env = {
-            **self._env,
-            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
-        return env if repository is None else {**env, "XDG_CACHE_HOME": str(repository.cache)}
+        return holdfast_environment(self._env, repository)
 
     def _store(self, repository: Repository) -> str:
         if repository.directory is not None:
             return repository.directory.as_uri()
-        return f"s3://{repository.bucket}?endpoint={self._endpoint}&region={REGION}"
+        return store_url(self._endpoint, str(repository.bucket))
 
     def version(self) -> dict[str, str]:
-        env = self._environment(None)
-        try:
-            return {"holdfast": _first_line(self._argv("--version"), env)}
-        except subprocess.CalledProcessError:
-            _first_line(self._argv("--help"), env)
-            return {"holdfast": "unknown version"}
+        return {"holdfast": holdfast_version(self._env)}
 
     def backup(self, repository: Repository, source: Path) -> Command:
-        argv = self._argv("backup", str(source), "--store", self._store(repository), "--json")
+        argv = holdfast_argv("backup", str(source), "--store", self._store(repository), "--json")
         return single(argv, self._environment(repository))
 
     def restore(self, repository: Repository, source: Path, target: Path) -> Command:
         arguments = ("restore", str(source), "--store", self._store(repository), "--target", str(target), "--json")
-        return single(self._argv(*arguments), self._environment(repository))
+        return single(holdfast_argv(*arguments), self._environment(repository))
 
     def help(self) -> Command:
         """Return the command that shows what can be done: the least a start takes."""
-        return single(self._argv("--help"), self._environment(None))
+        return single(holdfast_argv("--help"), self._environment(None))
 
 
 class Http(Holdfast):
@@ -146,7 +137,7 @@ class Http(Holdfast):
         self._servers: dict[Path, tuple[subprocess.Popen[bytes], int]] = {}
 
     def version(self) -> dict[str, str]:
-        return {"curl": _first_line(("curl", "--version"), self._env)}
+        return {"curl": first_line(("curl", "--version"), self._env)}
 
     def prepare(self, repository: Repository) -> None:
         super().prepare(repository)
@@ -158,7 +149,7 @@ class Http(Holdfast):
             "HOLDFAST_PERSIST_LISTEN": f"127.0.0.1:{port}",
         }
         with (repository.cache / "serve.log").open("wb") as log:
-            server = subprocess.Popen(self._argv("serve"), env=env, stdout=log, stderr=log, cwd=REPOSITORY_ROOT)
+            server = subprocess.Popen(holdfast_argv("serve"), env=env, stdout=log, stderr=log, cwd=REPOSITORY_ROOT)
         self._servers[repository.cache] = (server, port)
         wait_until_answered(f"http://127.0.0.1:{port}/-/health", server)
 
@@ -204,7 +195,7 @@ class Restic(Tool):
         }
 
     def version(self) -> dict[str, str]:
-        return {"restic": _first_line(self._argv("version"), self._env)}
+        return {"restic": first_line(self._argv("version"), self._env)}
 
     def prepare(self, repository: Repository) -> None:
         super().prepare(repository)
@@ -228,9 +219,6 @@ class Pipe(Tool):
     name = "pipe"
     _KEY = "backup.tar.zst"
 
-    def _rclone(self) -> str:
-        return os.environ.get("RCLONE") or "rclone"
-
     def _object(self, repository: Repository) -> str:
         return f":s3:{repository.bucket}/{self._KEY}"
 
@@ -240,23 +228,23 @@ class Pipe(Tool):
     def version(self) -> dict[str, str]:
         env = self._environment()
         return {
-            "tar": _first_line(("tar", "--version"), env),
-            "zstd": _first_line(("zstd", "--version"), env),
-            "rclone": _first_line((self._rclone(), "version"), env),
+            "tar": first_line(("tar", "--version"), env),
+            "zstd": first_line(("zstd", "--version"), env),
+            "rclone": first_line((rclone_program(), "version"), env),
         }
 
     def backup(self, repository: Repository, source: Path) -> Command:
         stages = (
             ("tar", "-C", str(source), "-cf", "-", "."),
             ("zstd", "-q", "-3", "-T2", "-c"),
-            (self._rclone(), "rcat", self._object(repository)),
+            (rclone_program(), "rcat", self._object(repository)),
         )
         return Command(stages, self._environment())
 
     def restore(self, repository: Repository, source: Path, target: Path) -> Command:  # noqa: ARG002 -- one object
         target.mkdir(parents=True)
         stages = (
-            (self._rclone(), "cat", self._object(repository)),
+            (rclone_program(), "cat", self._object(repository)),
             ("zstd", "-q", "-d", "-c"),
             ("tar", "-C", str(target), "-xpf", "-"),
         )
@@ -273,7 +261,7 @@ class Buckets:
         self._env = {**env, **rclone_environment(endpoint)}
 
     def _rclone(self, *arguments: str, data: bytes = b"") -> bytes:
-        argv = [os.environ.get("RCLONE") or "rclone", *arguments]
+        argv = [rclone_program(), *arguments]
         return subprocess.run(argv, env=self._env, input=data, check=True, capture_output=True).stdout
 
     def create(self, bucket: str) -> None:
@@ -298,7 +286,45 @@ def directory_bytes(directory: Path) -> int:
     )
 
 
-def _first_line(argv: Sequence[str], env: Mapping[str, str]) -> str:
+def holdfast_argv(*arguments: str) -> list[str]:
+    """Return the command line of this project: HOLDFAST, or the running Python's."""
+    named = os.environ.get("HOLDFAST")
+    return [*(shlex.split(named) if named else (sys.executable, "-m", "holdfast")), *arguments]
+
+
+def holdfast_environment(env: Mapping[str, str], repository: Repository | None) -> dict[str, str]:
+    """Return ``env`` with the server's keys, and with the repository's cache where one is given."""
+    env = {
+        **env,
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    return env if repository is None else {**env, "XDG_CACHE_HOME": str(repository.cache)}
+
+
+def holdfast_version(env: Mapping[str, str]) -> str:
+    """Return what it says of itself; raises as Tool.version does."""
+    env = holdfast_environment(env, None)
+    try:
+        return first_line(holdfast_argv("--version"), env)
+    except subprocess.CalledProcessError:
+        first_line(holdfast_argv("--help"), env)
+        return "unknown version"
+
+
+def store_url(endpoint: str, bucket: str) -> str:
+    """Return the URL that names ``bucket`` to holdfast."""
+    return f"s3://{bucket}?endpoint={endpoint}&region={REGION}"
+
+
+def first_line(argv: Sequence[str], env: Mapping[str, str]) -> str:
+    """Return the first line that a program prints, asterisks and spaces around it dropped.
+
+    Raises FileNotFoundError where there is no such program, CalledProcessError when it fails.
+    """
     if shutil.which(argv[0]) is None:
         raise FileNotFoundError(f"{argv[0]}: no such program")
     done = subprocess.run(argv, env=env, cwd=REPOSITORY_ROOT, capture_output=True, check=True, text=True)

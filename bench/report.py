@@ -19,15 +19,17 @@ def _values(result: Result, metric: str) -> list[float]:
         return [each.wall_s for each in result.runs]
     if metric == "stored":
         return [float(each) for each in result.stored_bytes]
+    if metric == "read":
+        return [read / held for read, held in zip(result.read_bytes, result.held_bytes, strict=True)]
     return [float(each.peak_rss_bytes) for each in result.runs]
 
 
 def _figure(result: Result, metric: str) -> float | None:
-    """Return the figure that counts: the largest for memory, else the median; None when there is none."""
+    """Return the figure that counts, None when there is none: the median, but the largest of memory and of reads."""
     values = _values(result, metric)
     if result.failure is not None or not values:
         return None
-    return max(values) if metric == "memory" else median(values)
+    return max(values) if metric in {"memory", "read"} else median(values)
 
 
 def _ratio(ours: Result | None, peer: Result | None, metric: str) -> float | None:
@@ -84,6 +86,8 @@ def _tool_json(result: Result) -> dict[str, Any]:
         "cpu_s": [round(each.cpu_s, 4) for each in result.runs],
         "peak_rss_bytes": [each.peak_rss_bytes for each in result.runs],
         "stored_bytes": result.stored_bytes,
+        "read_bytes": result.read_bytes,
+        "held_bytes": result.held_bytes,
         "failure": result.failure,
     }
 
@@ -110,7 +114,7 @@ def _processor() -> str:
 
 def as_table(rows: Iterable[RowResult]) -> str:
     """Return a Markdown table: a line for each row and tool, the goals on the lines of the peers they name."""
-    header = ("row", "tool", "time", "cpu", "peak memory", "stored", "ours / its time", "stored", "goal", "")
+    header = ("row", "tool", "time", "cpu", "peak memory", "stored", "read", "ours / its time", "stored", "goal", "")
     lines: list[tuple[str, ...]] = [header]
     for row_result in rows:
         title = row_result.row.title
@@ -128,7 +132,7 @@ def _line(title: str, name: str, row_result: RowResult) -> tuple[str, ...]:
     results, ours = row_result.results, row_result.row.ours
     result = results[name]
     if result.failure is not None:
-        return (title, name, "failed", "", "", "", "", "", "", "")
+        return (title, name, "failed", "", "", "", "", "", "", "", "")
     goals, verdicts = _goals(row_result.row, results, None if name == ours else name)
     time, stored = _ratio(results.get(ours), result, "time"), None
     if row_result.row.work != "startup":
@@ -141,6 +145,7 @@ def _line(title: str, name: str, row_result: RowResult) -> tuple[str, ...]:
         f"{median(each.cpu_s for each in result.runs):.2f} s",
         f"{max(each.peak_rss_bytes for each in result.runs) / MIB:.0f} MiB",
         _spread(_values(result, "stored"), MIB, "MiB"),
+        _spread([float(each) for each in result.read_bytes], MIB, "MiB"),
         f"{time:.2f}" if peer and time is not None else "",
         f"{stored:.2f}" if peer and stored is not None else "",
         goals,
@@ -153,14 +158,19 @@ def _goals(row: Row, results: dict[str, Result], peer: str | None) -> tuple[str,
     for goal in row.goals:
         if goal.peer != peer:
             continue
-        if peer is not None:
-            limit = f"{goal.limit:g} × {goal.metric}"  # noqa: RUF001 -- a ratio
-        else:
-            limit = f"{goal.limit:g} s" if goal.metric == "time" else f"{goal.limit / MIB:.0f} MiB {goal.metric}"
+        limit = _absolute(goal) if peer is None else f"{goal.limit:g} × {goal.metric}"  # noqa: RUF001 -- a ratio
         _, met = judge(goal, row.ours, results)
         texts.append(f"≤ {limit}")
         verdicts.append("not measured" if met is None else "met" if met else "MISSED")
     return ", ".join(texts), ", ".join(verdicts)
+
+
+def _absolute(goal: Goal) -> str:
+    if goal.metric == "time":
+        return f"{goal.limit:g} s"
+    if goal.metric == "read":
+        return f"{goal.limit:g} × the bucket read"  # noqa: RUF001 -- a ratio
+    return f"{goal.limit / MIB:.0f} MiB {goal.metric}"
 
 
 def _spread(values: list[float], unit: float, name: str) -> str:

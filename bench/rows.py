@@ -11,6 +11,7 @@ import filecmp
 import os
 import shutil
 import stat
+import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -22,9 +23,10 @@ from typing import Literal
 from bench.datasets import MIB, REPOSITORY_ROOT, Dataset
 from bench.measure import Command, CommandFailed, Measured, run, single
 from bench.peers import Buckets, Holdfast, Repository, Tool, directory_bytes
+from bench.servers import ServerFailed
 
-Work = Literal["backup", "unchanged", "changed", "restore", "startup"]
-Metric = Literal["time", "stored", "memory"]
+Work = Literal["backup", "unchanged", "changed", "restore", "startup", "push", "push again", "pull", "update"]
+Metric = Literal["time", "stored", "memory", "read"]
 
 GIB = 1024 * MIB
 _MIN_FREE_BYTES = 16 * GIB
@@ -33,7 +35,10 @@ _MIN_STARTS = 5
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """``limit`` is a ratio to ``peer``'s median where a peer is named, else seconds or bytes."""
+    """``limit`` is a ratio to ``peer``'s median where a peer is named, else seconds or bytes.
+
+    What is read has no peer: its limit is a ratio to what the bucket holds.
+    """
 
     metric: Metric
     limit: float
@@ -57,9 +62,15 @@ class Row:
     ours: str = "holdfast"
     """Whose figures the goals are about."""
 
+    @property
+    def about_images(self) -> bool:
+        """Whether engines take part."""
+        return self.dataset == "I"
+
 
 _MEMORY = Goal("memory", 300 * MIB)
 _MEMORY_M = Goal("memory", 700 * MIB)
+_READ_ONCE = Goal("read", 1.02)  # the small objects on the way to the layers are read as well, some of them twice
 _DEDUPLICATING = ("holdfast", "restic")  # to the pipe everything is always new: it has no row of its own for that
 
 # A restore stands before the changes: every tool then restores what its first backup stored.
@@ -114,11 +125,30 @@ ROWS: tuple[Row, ...] = (
         "unchanged-M", "nothing changed M", "unchanged", "M", (Goal("time", 0.35, "restic"), _MEMORY_M),
         _DEDUPLICATING,
     ),
+    # Images come last: emptying an engine deletes some thousand files (see above), and after the update the buckets
+    # hold more than one image.
+    Row(
+        "push-I", "push I", "push", "I",
+        (Goal("time", 0.4, "docker"), Goal("time", 0.85, "pipe"), _MEMORY), ("holdfast", "docker", "pipe"),
+    ),
+    Row("push-I-again", "push I again", "push again", "I", (Goal("time", 0.5), _MEMORY), ("holdfast", "docker")),
+    Row(
+        "pull-I", "pull I", "pull", "I",
+        (Goal("time", 0.6, "docker"), Goal("time", 1.0, "pipe"), _MEMORY, _READ_ONCE), ("holdfast", "docker", "pipe"),
+    ),
+    Row(
+        "pull-I-fleet", "pull I into 4 engines", "pull", "I",
+        (Goal("time", 2.0, "holdfast"), _MEMORY, _READ_ONCE), ("fleet", "holdfast", "pipes"), ours="fleet",
+    ),
+    Row(
+        "update-I", "pull I and 20 MB more", "update", "I", (Goal("time", 0.15, "whole"), _MEMORY),
+        ("holdfast", "whole", "docker"),
+    ),
 )  # fmt: skip
 
 
 def select_rows(patterns: Iterable[str]) -> list[Row]:
-    """Return the rows that ``patterns`` name: a data set (A, B, M), a row's id, or a shell pattern for ids.
+    """Return the rows that ``patterns`` name: a data set (A, B, M, I), a row's id, or a shell pattern for ids.
 
     Raises ValueError for a pattern that names none.
     """
@@ -126,7 +156,7 @@ def select_rows(patterns: Iterable[str]) -> list[Row]:
     for pattern in patterns:
         named = {row.id for row in ROWS if pattern == row.dataset or fnmatchcase(row.id, pattern)}
         if not named:
-            raise ValueError(f"no row is called {pattern!r}; there are A, B, M and {', '.join(r.id for r in ROWS)}")
+            raise ValueError(f"no row is called {pattern!r}; there are A, B, M, I and {', '.join(r.id for r in ROWS)}")
         chosen |= named
     return [row for row in ROWS if row.id in chosen]
 
@@ -139,6 +169,10 @@ class Result:
     runs: list[Measured] = field(default_factory=list)
     stored_bytes: list[int] = field(default_factory=list)
     """What each run added to the bucket (or directory); empty where that is not asked."""
+    read_bytes: list[int] = field(default_factory=list)
+    """What each run read from the bucket, as the server counts it; empty where that is not asked."""
+    held_bytes: list[int] = field(default_factory=list)
+    """What was in the bucket then."""
     failure: str | None = None
 
 
@@ -148,6 +182,34 @@ class RowResult:
 
     row: Row
     results: dict[str, Result]
+
+
+def attempt(result: Result, action: Callable[[], None]) -> None:
+    """Do ``action``, unless the tool has failed before; where it fails, note that and go on."""
+    if result.failure is not None:
+        return
+    try:
+        action()
+    except (CommandFailed, ServerFailed, OSError, subprocess.CalledProcessError, ValueError) as error:
+        result.failure = str(error)
+        say(f"  {result.tool}: FAILED: {error}")
+
+
+def take(
+    result: Result, measured: Measured, *, stored: int | None = None, read: int | None = None, held: int | None = None
+) -> None:
+    """Add one run to ``result`` and tell it: what it took, and in bytes what it stored, read, and could have read."""
+    result.runs.append(measured)
+    line = f"  {result.tool:9} {measured.wall_s:8.2f} s  cpu {measured.cpu_s:7.2f} s"
+    line += f"  peak {measured.peak_rss_bytes / MIB:6.0f} MiB"
+    if stored is not None:
+        result.stored_bytes.append(stored)
+        line += f"  stored {stored / MIB:9.2f} MiB"
+    if read is not None and held is not None:
+        result.read_bytes.append(read)
+        result.held_bytes.append(held)
+        line += f"  read {read / MIB:9.2f} of {held / MIB:.2f} MiB"
+    say(line)
 
 
 class _Janitor:
@@ -172,7 +234,7 @@ class _Janitor:
 
 
 class Bench:
-    """Measures rows, one after the other, in one directory with one server."""
+    """Measures the rows about volumes, one after the other, in one directory with one server."""
 
     def __init__(
         self,
@@ -215,22 +277,15 @@ class Bench:
         self._make_ready(dataset)
         if row.work != "backup":
             for name, result in results.items():
-                self._attempt(result, partial(self._bring_up_to_date, name, dataset))
+                attempt(result, partial(self._bring_up_to_date, name, dataset))
         for repetition in range(self._repeat_m if row.dataset == "M" else self._repeat):
             if row.work == "changed":
                 dataset.change(row.scatter_run)
             for name, result in results.items():
                 if result.failure is None:
                     self._janitor.make_room()
-                    self._attempt(result, partial(self._once, row, dataset, self._tools[name], result, repetition))
+                    attempt(result, partial(self._once, row, dataset, self._tools[name], result, repetition))
         return RowResult(row, results)
-
-    def _attempt(self, result: Result, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except (CommandFailed, OSError, ValueError) as error:
-            result.failure = str(error)
-            say(f"  {result.tool}: FAILED: {error}")
 
     def _make_ready(self, dataset: Dataset) -> None:
         if dataset.name in self._ready:
@@ -242,13 +297,13 @@ class Bench:
 
     def _measure_startup(self, results: dict[str, Result]) -> None:
         for name, result in results.items():
-            self._attempt(result, partial(self._starts, self._tools[name], result))
+            attempt(result, partial(self._starts, self._tools[name], result))
 
     def _starts(self, tool: Tool, result: Result) -> None:
         if not isinstance(tool, Holdfast):
             raise TypeError(f"{tool.name} has no start of its own to measure")
         for repetition in range(max(self._repeat, _MIN_STARTS)):
-            self._take(result, self._run(tool.help(), f"startup-{repetition}"))
+            take(result, self._run(tool.help(), f"startup-{repetition}"))
 
     def _once(self, row: Row, dataset: Dataset, tool: Tool, result: Result, repetition: int) -> None:
         label = f"{row.id}-{repetition}-{tool.name}"
@@ -256,7 +311,7 @@ class Bench:
             repository, _ = self._current[tool.name, dataset.name]
             target = self._directory / "restored" / label
             target.parent.mkdir(exist_ok=True)
-            self._take(result, self._run(tool.restore(repository, dataset.path, target), label))
+            take(result, self._run(tool.restore(repository, dataset.path, target), label))
             if repetition == 0:
                 compare(dataset.path, tool.restored(dataset.path, target))
             if dataset.name == "B":  # a handful of files: safe to delete
@@ -275,16 +330,7 @@ class Bench:
         elif repository.directory is not None:
             place = repository.directory
             self._janitor.offer(str(place), lambda: shutil.rmtree(place))
-        self._take(result, measured, stored)
-
-    def _take(self, result: Result, measured: Measured, stored: int | None = None) -> None:
-        result.runs.append(measured)
-        line = f"  {result.tool:9} {measured.wall_s:8.2f} s  cpu {measured.cpu_s:7.2f} s"
-        line += f"  peak {measured.peak_rss_bytes / MIB:6.0f} MiB"
-        if stored is not None:
-            result.stored_bytes.append(stored)
-            line += f"  stored {stored / MIB:9.2f} MiB"
-        say(line)
+        take(result, measured, stored=stored)
 
     def _run(self, command: Command, label: str) -> Measured:
         return run(command, self._directory / "logs" / label, cwd=REPOSITORY_ROOT)

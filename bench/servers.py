@@ -1,4 +1,4 @@
-"""One SeaweedFS for one run of the benchmark: started on free ports, ended by its process id."""
+"""The servers of a run: one SeaweedFS, and registries in front of it. On free ports, ended by their process ids."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ REGION = "us-east-1"
 
 _READY_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 20.0
+_SENT = "SeaweedFS_s3_bucket_traffic_sent_bytes_total"
 
 
 class ServerFailed(Exception):
@@ -75,6 +76,7 @@ class SeaweedFS:
         self._directory = directory
         self._env = dict(env)
         self._process: subprocess.Popen[bytes] | None = None
+        self._metrics_port = 0
         self.port = 0
 
     @property
@@ -101,10 +103,10 @@ class SeaweedFS:
         # Every port is named: a default one, or one derived from another, may be taken by a neighbour.
         names = (
             "master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc",
-            "s3.port", "s3.port.grpc",
+            "s3.port", "s3.port.grpc", "metricsPort",
         )  # fmt: skip
         ports = dict(zip(names, _free_ports(len(names)), strict=True))
-        self.port = ports["s3.port"]
+        self.port, self._metrics_port = ports["s3.port"], ports["metricsPort"]
         argv = [
             weed, f"-logdir={logs}", "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
             "-s3", f"-s3.config={identities}", "-s3.port.iceberg=0", "-s3.port.lance=0",
@@ -135,12 +137,21 @@ class SeaweedFS:
     ) -> None:
         self._end()
 
+    def sent_bytes(self, bucket: str) -> int:
+        """Return how much of ``bucket`` was read so far, by whomever: what the server itself counts.
+
+        Raises OSError when it does not answer.
+        """
+        label = f'bucket="{bucket}"'
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics_port}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(int(float(line.split()[-1])) for line in lines if line.startswith(_SENT) and label in line)
+
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         """Return when an object can be written and read back; listening alone does not mean that."""
         deadline = time.monotonic() + _READY_TIMEOUT_S
-        rclone = os.environ.get("RCLONE") or "rclone"
         env = {**self._env, **rclone_environment(self.endpoint)}
-        probe = [rclone, "rcat", "--retries=1", "--low-level-retries=1", ":s3:bench-ready/probe"]
+        probe = [rclone_program(), "rcat", "--retries=1", "--low-level-retries=1", ":s3:bench-ready/probe"]
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise ServerFailed(f"weed ended with {process.returncode}; see {self._directory}/weed.out")
@@ -157,14 +168,75 @@ class SeaweedFS:
 
     def _end(self) -> None:
         process, self._process = self._process, None
-        if process is None or process.poll() is not None:
-            return
-        process.send_signal(signal.SIGTERM)
+        if process is not None:
+            _terminate(process)
+
+
+class Registry:
+    """A CNCF Distribution registry with its S3 driver, on one bucket."""
+
+    def __init__(self, directory: Path, env: Mapping[str, str], endpoint: str, bucket: str) -> None:
+        """Start one that keeps its configuration and log in ``directory``, and wait until it answers.
+
+        Raises ServerFailed when it does not.
+        """
+        self.host = f"127.0.0.1:{free_port()}"
+        config = directory / "registry.json"
+        config.write_text(json.dumps(self._config(endpoint, bucket)))  # JSON is YAML
+        # With a bundle of certificates its S3 driver refuses plain HTTP.
+        without = {name: value for name, value in env.items() if name != "AWS_CA_BUNDLE"}
+        with (directory / "registry.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                (registry_program(), "serve", str(config)),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=without,
+                start_new_session=True,
+            )
         try:
-            process.wait(_END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            wait_until_answered(f"http://{self.host}/v2/", self._process)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End it."""
+        _terminate(self._process)
+
+    def _config(self, endpoint: str, bucket: str) -> dict[str, object]:
+        s3 = {
+            "bucket": bucket,
+            "regionendpoint": endpoint,
+            "region": REGION,
+            "accesskey": ACCESS_KEY,
+            "secretkey": SECRET_KEY,
+            "secure": False,
+            "v4auth": True,
+        }
+        http = {"addr": self.host, "secret": "bench"}
+        return {"version": "0.1", "log": {"level": "warn"}, "storage": {"s3": s3}, "http": http}
+
+
+def registry_program() -> str:
+    """Return the registry: named by DOCKER_REGISTRY, or on PATH."""
+    return os.environ.get("DOCKER_REGISTRY") or "docker-registry"
+
+
+def _terminate(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(_END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def rclone_program() -> str:
+    """Return rclone: named by RCLONE, or on PATH."""
+    return os.environ.get("RCLONE") or "rclone"
 
 
 def rclone_environment(endpoint: str) -> dict[str, str]:
