@@ -38,17 +38,20 @@ RUN mkdir -p /usr/local/bin /var/cache/holdfast /var/lib/holdfast \
 #   HOLDFAST_PERSIST_LISTEN   where requests are taken; the health check asks there, too
 #   HOLDFAST_PERSIST_VERBS    get-saves, or put-saves
 #   HOLDFAST_PERSIST_ROOTS    the paths that may be saved and restored, with ":" between them; else all mounted volumes
+#   HOLDFAST_ENGINE_LISTEN    :22375, and Docker's socket mounted: serves docker pull. An empty HOLDFAST_PERSIST_LISTEN
+#                             then leaves the other out
 #   HOLDFAST_PERSIST_TOKEN    what a request must bring; better HOLDFAST_PERSIST_TOKEN_FILE, the file that holds it
 #   COMPRESS                  true, or false
 #   AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL_S3, and all that AWS's tools read
 ENV HOLDFAST_PERSIST_LISTEN=:80 \
     XDG_CACHE_HOME=/var/cache \
     XDG_DATA_HOME=/var/lib
-EXPOSE 80
+EXPOSE 80 22375
 
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s CMD ["/opt/holdfast/bin/python3", "-I", "-c", "\
 import http.client, os, sys; \
-host, _, port = os.environ['HOLDFAST_PERSIST_LISTEN'].rpartition(':'); \
+listen = os.environ.get('HOLDFAST_PERSIST_LISTEN') or os.environ.get('HOLDFAST_ENGINE_LISTEN', ''); \
+host, _, port = listen.rpartition(':'); \
 server = http.client.HTTPConnection(host.strip('[]') or 'localhost', int(port), timeout=4); \
 server.request('GET', '/-/health'); \
 sys.exit(server.getresponse().status != 200)"]

@@ -37,12 +37,12 @@ class Answer:
 
 
 class Serving:
-    """`holdfast serve` on a free port, ended with the test."""
+    """`holdfast serve` with one face on a free port, ended with the test."""
 
-    def __init__(self, folder: Path, env: Mapping[str, str], *arguments: str) -> None:
+    def __init__(self, folder: Path, env: Mapping[str, str], *arguments: str, face: str = "persist") -> None:
         self.port = free_ports(1)[0]
         self.log = folder / f"serve-{self.port}.log"
-        settings = {"HOLDFAST_PERSIST_LISTEN": f"127.0.0.1:{self.port}", "HOLDFAST_LOG_FORMAT": "json", **env}
+        settings = {f"HOLDFAST_{face.upper()}_LISTEN": f"127.0.0.1:{self.port}", "HOLDFAST_LOG_FORMAT": "json", **env}
         self.server = Server(
             [sys.executable, "-m", "holdfast", "serve", *arguments], self.log, {**os.environ, **settings}
         )

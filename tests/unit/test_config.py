@@ -491,11 +491,12 @@ def test_the_page_has_every_setting_with_its_variable():
 
 
 def test_the_defaults_on_the_page_are_those_that_hold():
-    plain = read_configuration(None, {})
+    both = {"HOLDFAST_PERSIST_VERBS": "get-saves", "HOLDFAST_ENGINE_JOBS": "2"}
+    plain = read_configuration(None, both)
 
     for _, default, variable in ROW.findall(PAGE):
         if default.startswith("`"):
-            assert read_configuration(None, {variable: default.strip("`")}) == plain
+            assert read_configuration(None, {**both, variable: default.strip("`")}) == plain
 
 
 def test_every_variable_on_the_page_exists():
@@ -516,6 +517,109 @@ def test_the_example_on_the_page_is_read(write):
 
     assert configuration.persist.roots == (b"/var/www", b"/srv/uploads")
     assert configuration.persist.token == Secret("kelp")
+    assert [(host, url.bucket) for host, url in configuration.engine.registries] == [("opsgoodies.com", "ops-goodies")]
+
+
+# The engine face
+
+
+def _faces(configuration):
+    return [name for name in ("persist", "engine") if getattr(configuration, name) is not None]
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "served"),
+    [
+        ("", {}, ["persist"]),
+        ("log: {}\n", {"S3_BUCKET_NAME": "old"}, ["persist"]),
+        ("engine:\n", {}, ["engine"]),
+        ("engine: {}\npersist:\n", {}, ["persist", "engine"]),
+        ("", {"HOLDFAST_ENGINE_LISTEN": ":22375"}, ["engine"]),
+        ("", {"HOLDFAST_ENGINE_LISTEN": ""}, ["persist"]),
+        ("", {"HOLDFAST_ENGINE_TOKEN": "kelp"}, ["engine"]),
+        ("", {"HOLDFAST_ENGINE_LISTEN": ":22375", "HOLDFAST_PERSIST_LISTEN": ":80"}, ["persist", "engine"]),
+        ("engine:\n", {"HOLDFAST_PERSIST_TOKEN": "kelp"}, ["persist", "engine"]),
+        ("persist:\n", {"HOLDFAST_ENGINE_DOCKER": "tcp://h:2375"}, ["persist", "engine"]),
+    ],
+)
+def test_the_faces_of_which_anything_is_said_are_served(write, text, environment, served):
+    assert _faces(read_configuration(write(text), environment)) == served
+
+
+def test_the_engine_face_from_the_file_and_the_environment(write):
+    path = write("""
+        engine:
+          listen: "[::1]:1234"
+          registries:
+            opsgoodies.com: s3://ops-goodies/images?region=us-west-2
+            localhost:5000: file:///srv/store
+            docker.io: s3://hub
+          docker: unix:///run/docker.sock
+          client_endpoints: ["https://s3.example.com", http://127.0.0.1:9000]
+          token: kelp
+          jobs: 7
+          tempdir: /var/tmp
+    """)
+
+    engine = read_configuration(path, {}).engine
+    assert (str(engine.listen), engine.docker, engine.jobs) == ("[::1]:1234", "unix:///run/docker.sock", 7)
+    assert engine.client_endpoints == ("https://s3.example.com", "http://127.0.0.1:9000")
+    assert (engine.token, engine.tempdir) == (Secret("kelp"), "/var/tmp")
+    assert {host: str(url) for host, url in engine.registries} == {
+        "opsgoodies.com": "s3://ops-goodies/images?region=us-west-2",
+        "localhost:5000": "file:///srv/store",
+        "docker.io": "s3://hub",
+    }
+    environment = {
+        "HOLDFAST_ENGINE_REGISTRIES": "a.com=s3://a?region=us-west-2, b.com:5000=s3://b",
+        "HOLDFAST_ENGINE_CLIENT_ENDPOINTS": "http://127.0.0.1:1 https://h",
+        "HOLDFAST_ENGINE_TOKEN_FILE": write("rock\n"),
+    }
+    engine = read_configuration(path, environment).engine
+    assert {host: str(url) for host, url in engine.registries} == {
+        "a.com": "s3://a?region=us-west-2",
+        "b.com:5000": "s3://b",
+    }
+    assert engine.client_endpoints == ("http://127.0.0.1:1", "https://h")
+    assert (engine.token, engine.jobs) == (Secret("rock"), 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("registries: [a.com]", "each registry's host"),
+        ("registries: a.com", "a.com"),
+        ("registries: {opsgoodies: s3://b}", "each registry's host"),
+        ("registries: {a.com/x: s3://b}", "each registry's host"),
+        ("registries: {'': s3://b}", "each registry's host"),
+        ("registries: {a.com: http://b}", "no store for a.com"),
+        ("registries: {a.com: s3://key:very-secret@b}", "must not hold credentials"),
+        ("registries: {a.com: 's3://['}", "no store for a.com"),
+        ("registries: {a.com: memory://b}", "holds no images"),
+        ("registries: {a.com: 's3://b?layout=tarball'}", "holds no images"),
+        ("registries: a.com=s3://b,a.com=s3://c", "twice"),
+        ("client_endpoints: https://h/path", "without a path"),
+        ("client_endpoints: {a: b}", "must be a list"),
+        ("client_endpoints: [h]", "http://HOST:PORT"),
+        ("jobs: 0", "1 to 64"),
+        ("listen: x", "address"),
+        ("registry: {}", "did you mean 'engine.registries'"),
+        ("token: 'a b'", "no spaces"),
+    ],
+)
+def test_what_the_engine_face_cannot_be_told(write, text, words):
+    with pytest.raises(UsageError) as caught:
+        read_configuration(write(f"engine:\n  {text}"), {})
+    assert words in f"{caught.value} {caught.value.hint}"
+    assert "very-secret" not in str(caught.value)
+
+
+def test_a_store_of_images_alone_may_have_a_layout_of_theirs():
+    environment = {"HOLDFAST_STORE": "s3://b?layout=dogestry", "HOLDFAST_ENGINE_JOBS": "1"}
+
+    assert str(read_configuration(None, environment).store) == "s3://b?layout=dogestry"
+    with pytest.raises(UsageError):
+        read_configuration(None, {**environment, "HOLDFAST_PERSIST_JOBS": "1"})
 
 
 @pytest.mark.parametrize("name", ["s3://bucket", "bucket/prefix", " bucket", "buck?et"])

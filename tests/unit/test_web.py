@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from holdfast.config import Secret
 from holdfast.errors import HTTP_STATUS, BusyError, NotFoundError, Unavailable, UsageError
-from holdfast.volumes.schedule import Schedule
 from holdfast.web.edge import Edge
 from holdfast.web.metrics import Metrics
 from holdfast.web.persist import named
@@ -60,7 +59,7 @@ class Sent:
 
 
 def _edge(answer, token=None):
-    return Edge("persist", answer, Metrics(Schedule(1)), token)
+    return Edge("persist", answer, Metrics(), token)
 
 
 def _answered(answer, *, token=None, send=None, **scope):
@@ -254,7 +253,7 @@ def test_a_line_is_logged_for_each_request_with_the_path_as_it_was_sent(caplog):
 
 
 def test_no_method_of_a_clients_own_becomes_a_series():
-    metrics = Metrics(Schedule(1))
+    metrics = Metrics()
     for number in range(100):
         metrics.answered("persist", f"M{number}", 405)
 

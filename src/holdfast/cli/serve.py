@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from holdfast.config import Configuration, Persist
+    from holdfast.config import Configuration, EngineSettings, Persist
     from holdfast.web.app import Face
+    from holdfast.web.metrics import Metrics
 
 # All that serves is imported where it is used, so that `holdfast --help` stays fast.
 # ruff: noqa: PLC0415
@@ -34,7 +35,7 @@ def serve(
         str | None, typer.Option("--log-format", metavar="text|json", help="How to log. [env: HOLDFAST_LOG_FORMAT]")
     ] = None,
 ) -> int:
-    """Serve HTTP requests that save and restore the volumes of this machine, until SIGTERM."""
+    """Serve HTTP requests until SIGTERM: to save and restore this machine's volumes, to pull images into its engine."""
     from holdfast import logs
     from holdfast.config import load_secret_files, read_configuration
     from holdfast.web.app import serve as serve_faces
@@ -43,8 +44,7 @@ def serve(
     given = {**os.environ, **({"HOLDFAST_LOG_FORMAT": log_format} if log_format is not None else {})}
     settings = read_configuration(config, given)
     logs.set_up(settings.log.format, settings.log.level)
-    faces = [] if settings.persist is None else [_persist_face(settings, settings.persist)]
-    has_ended = serve_faces(faces, settings.serve.grace_s)
+    has_ended = serve_faces(_faces(settings), settings.serve.grace_s)
     if has_ended:
         logs.info("stopped")
     else:
@@ -53,7 +53,19 @@ def serve(
     os._exit(0 if has_ended else 1)  # threads that save, restore, or look into the bucket would keep the process
 
 
-def _persist_face(settings: Configuration, persist: Persist) -> Face:
+def _faces(settings: Configuration) -> list[Face]:
+    from holdfast.web.metrics import Metrics
+
+    metrics = Metrics()
+    faces = []
+    if settings.persist is not None:
+        faces.append(_persist_face(settings, settings.persist, metrics))
+    if settings.engine is not None:
+        faces.append(_engine_face(settings, settings.engine, metrics))
+    return faces
+
+
+def _persist_face(settings: Configuration, persist: Persist, metrics: Metrics) -> Face:
     from holdfast import logs
     from holdfast.cli.options import open_lasting
     from holdfast.storage.cache import Cache
@@ -64,7 +76,6 @@ def _persist_face(settings: Configuration, persist: Persist) -> Face:
     from holdfast.volumes.roots import Roots
     from holdfast.web.app import Face
     from holdfast.web.edge import Edge
-    from holdfast.web.metrics import Metrics
     from holdfast.web.persist import PersistFace
 
     store, cache = Store(open_lasting(settings.store)), Cache.of_user()
@@ -72,8 +83,27 @@ def _persist_face(settings: Configuration, persist: Persist) -> Face:
     roots = Roots(persist.roots, own) if persist.roots else Roots.of_container(own)
     manner = Manner(settings.layout, settings.level, settings.gzip, persist.exclude)
     persistence = Persistence(Plan(settings.store, cache.folder, roots, manner), at_once=persist.jobs)
-    metrics = Metrics(persistence.schedule)
     face = PersistFace(persistence, persist.verbs, metrics)
     edge = Edge("persist", face.answer, metrics, persist.token)
     logs.info("serving", store=str(store), layout=settings.layout, verbs=persist.verbs, roots=str(roots))
     return Face("persist", edge, persist.listen, persistence.stop, persistence.give_up)
+
+
+def _engine_face(settings: Configuration, engine: EngineSettings, metrics: Metrics) -> Face:
+    from holdfast import logs
+    from holdfast.cli.options import open_lasting
+    from holdfast.images.engine import Engine
+    from holdfast.images.serving import Pulls, Stores, into_engine
+    from holdfast.web.app import Face
+    from holdfast.web.edge import Edge
+    from holdfast.web.engine_api import NO_TOKEN, EngineFace, docker_error
+
+    open_lasting(settings.store)  # one in memory would hold nothing
+    stores = Stores(settings.store, dict(engine.registries), engine.client_endpoints)
+    address = Engine.open(engine.docker).address  # what is no address ends the server now, not the first pull
+    pulls = Pulls(into_engine(stores, engine.docker, engine.tempdir), engine.jobs)
+    face = EngineFace(stores, pulls, metrics)
+    edge = Edge("engine", face.answer, metrics, engine.token, body=docker_error, no_token=NO_TOKEN)
+    registries = ", ".join(f"{host}={url}" for host, url in engine.registries)
+    logs.info("serving images", store=str(settings.store), registries=registries or None, docker=address)
+    return Face("engine", edge, engine.listen, pulls.stop, lambda: None)

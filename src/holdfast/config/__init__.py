@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 
 from holdfast.config.secret import Secret, load_secret_files
-from holdfast.config.values import Address, Configuration, Layout, Log, Persist, Serve, Settings
+from holdfast.config.values import Address, Configuration, EngineSettings, Layout, Log, Persist, Serve, Settings
 from holdfast.errors import UsageError
 from holdfast.model.urls import BUCKET_NAME, BucketUrl
 
@@ -19,6 +19,7 @@ __all__ = [
     "DEFAULT_LEVEL",
     "Address",
     "Configuration",
+    "EngineSettings",
     "Layout",
     "Log",
     "Persist",
@@ -70,24 +71,28 @@ def read_settings(
 def read_configuration(path: str | None, environment: Mapping[str, str] | None = None) -> Configuration:
     """Settle all that the server is told. Secrets are read from the files that are named for them.
 
+    A face is served if its section is in the file, or one of its variables is set; if that is none, ``persist`` is.
+
     ``path`` is the option's; without it ``HOLDFAST_CONFIG``, or ``DEFAULT_FILE`` if it exists.
 
     :raises UsageError: the file or the environment says what cannot be, or a file that is named cannot be read.
     """
-    from holdfast.config.schema import read, read_token  # noqa: PLC0415 - slow to load
+    from holdfast.config.schema import faces, read, read_token  # noqa: PLC0415 - slow to load
 
     env = os.environ if environment is None else environment
     given = read(_file(path, env), env)
+    served = faces(given, env)
     store = _store(given.store, env)
     level = parse_compression(given.compression or _old_compression(env))
     return Configuration(
         store=store,
         level=level,
         gzip=level is not None,
-        layout=_layout(given.layout, store),
+        layout=_layout(given.layout, store) if "persist" in served else "registry",
         log=Log(given.log.format, given.log.level),
         serve=Serve(given.serve.grace),
-        persist=given.persist.settled(read_token(given.persist, env)),
+        persist=given.persist.settled(read_token("persist", given.persist, env)) if "persist" in served else None,
+        engine=given.engine.settled(read_token("engine", given.engine, env)) if "engine" in served else None,
     )
 
 

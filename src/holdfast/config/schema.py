@@ -22,18 +22,23 @@ from pydantic_settings import (
 from holdfast.config.document import Document, load
 from holdfast.config.duration import parse_duration
 from holdfast.config.secret import Secret, read_secret, read_secret_file
-from holdfast.config.values import Address, Persist
+from holdfast.config.values import Address, EngineSettings, Persist
 from holdfast.errors import UsageError
+from holdfast.model.images import DEFAULT_HOST, ImageName
+from holdfast.model.urls import BucketUrl
 
 PREFIX = "HOLDFAST_"
 OTHER_VARIABLES = ("HOLDFAST_CONFIG", "HOLDFAST_DEBUG")
 """Variables that are no settings: they say where the settings are, or how a command behaves."""
 
-_TOKEN = "HOLDFAST_PERSIST_TOKEN"  # noqa: S105 - the variable's name
-_SECRETS = frozenset({_TOKEN, f"{_TOKEN}_FILE"})
+_FACES = ("persist", "engine")
+_TOKENS = {face: f"{PREFIX}{face.upper()}_TOKEN" for face in _FACES}
+_SECRETS = frozenset(name for token in _TOKENS.values() for name in (token, f"{token}_FILE"))
 _MOST_JOBS = 64
 _HIGHEST_PORT = 65535
 _DEFAULT_HOST = "127.0.0.1"
+_ENDPOINT = re.compile(r"https?://[A-Za-z0-9._\-:\[\]]+")
+_BETWEEN = re.compile(r"[\s,]+")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 # Near enough for a slip of the pen, and too far for what Kubernetes sets for a service named holdfast-persist.
 _NEAR = 0.85
@@ -91,6 +96,44 @@ def _jobs(value: object) -> int:
     raise ValueError(f"must be a whole number from 1 to {_MOST_JOBS}")
 
 
+def _registries(value: object) -> tuple[tuple[str, BucketUrl], ...]:
+    """Take a mapping of hosts to stores, or a text with ``HOST=URL`` and spaces or commas between them."""
+    if isinstance(value, str):
+        pairs = [tuple(item.partition("=")[::2]) for item in _BETWEEN.split(value.strip()) if item]
+    else:
+        pairs = list(value.items()) if isinstance(value, dict) else [("", "")]
+    if len({host for host, _ in pairs}) < len(pairs):
+        raise ValueError("names a host twice")
+    return tuple((_registry_host(host), _registry_store(host, url)) for host, url in pairs)
+
+
+def _registry_host(host: object) -> str:
+    try:
+        found = ImageName.parse(f"{host}/x").host or DEFAULT_HOST
+    except UsageError:
+        found = ""
+    if not host or host != found:
+        raise ValueError("must name a store for each registry's host, as in opsgoodies.com: s3://ops-goodies")
+    return found
+
+
+def _registry_store(host: str, url: object) -> BucketUrl:
+    try:
+        store = BucketUrl.parse(str(url))
+    except UsageError as error:
+        raise ValueError(f"names no store for {host}: {error}") from error
+    if store.scheme == "memory" or store.option("layout") == "tarball":
+        raise ValueError(f"names for {host} a store that holds no images")
+    return store
+
+
+def _endpoints(value: object) -> tuple[str, ...]:
+    items = _BETWEEN.split(value.strip()) if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(item, str) and _ENDPOINT.fullmatch(item) for item in items):
+        raise ValueError("must be a list of http://HOST:PORT or https://HOST, without a path")
+    return tuple(items)
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -124,6 +167,25 @@ class PersistSection(_Section):
         return Persist(self.listen, self.verbs, self.roots, token, self.jobs, self.exclude)
 
 
+class EngineSection(_Section):
+    """``engine``."""
+
+    listen: Annotated[Address, PlainValidator(_address)] = Address(_DEFAULT_HOST, 22375)
+    registries: Annotated[tuple[tuple[str, BucketUrl], ...], PlainValidator(_registries)] = ()
+    docker: str | None = None
+    client_endpoints: Annotated[tuple[str, ...], PlainValidator(_endpoints)] = ()
+    token: SecretStr | None = None
+    token_file: str | None = None
+    jobs: Annotated[int, PlainValidator(_jobs)] = 2
+    tempdir: str | None = None
+
+    def settled(self, token: Secret | None) -> EngineSettings:
+        """Give the section as what it means."""
+        return EngineSettings(
+            self.listen, self.registries, self.docker, self.client_endpoints, token, self.jobs, self.tempdir
+        )
+
+
 class Schema(BaseSettings):
     """All that can be set. A field of a section is ``HOLDFAST_SECTION_FIELD`` in the environment."""
 
@@ -143,6 +205,7 @@ class Schema(BaseSettings):
     log: LogSection = Field(default_factory=LogSection)
     serve: ServeSection = Field(default_factory=ServeSection)
     persist: PersistSection = Field(default_factory=PersistSection)
+    engine: EngineSection = Field(default_factory=EngineSection)
 
 
 def settings() -> dict[tuple[str, ...], str]:
@@ -167,21 +230,29 @@ def read(path: str | None, environment: Mapping[str, str]) -> Schema:
     return _settle(_load(path) if path else Document("", {}, {}), environment)
 
 
-def read_token(given: PersistSection, environment: Mapping[str, str]) -> Secret | None:
-    """Read the token from the environment or else as the file says; None without one.
+def faces(given: Schema, environment: Mapping[str, str]) -> set[str]:
+    """Name the faces of which anything is said; ``persist`` where nothing is said of any."""
+    told = {face for face in _FACES if face in given.model_fields_set}
+    told |= {face for face, token in _TOKENS.items() if token in environment or environment.get(f"{token}_FILE")}
+    return told or {"persist"}
+
+
+def read_token(face: str, given: PersistSection | EngineSection, environment: Mapping[str, str]) -> Secret | None:
+    """Read a face's token from the environment or else as the file says; None without one.
 
     :raises UsageError: it is given twice in one place, is empty, cannot be read, or could not stand in a header.
     """
-    text = read_secret_file(environment, _TOKEN)
+    variable = _TOKENS[face]
+    text = read_secret_file(environment, variable)
     if text is not None:
-        return _token(text, f"{_TOKEN}_FILE")
-    if _TOKEN in environment:
-        return _token(environment[_TOKEN], _TOKEN)
+        return _token(text, f"{variable}_FILE")
+    if variable in environment:
+        return _token(environment[variable], variable)
     if given.token is not None and given.token_file is not None:
-        raise UsageError("both persist.token and persist.token_file are set", hint="leave one of them out")
+        raise UsageError(f"both {face}.token and {face}.token_file are set", hint="leave one of them out")
     if given.token_file is not None:
-        return _token(read_secret(given.token_file, "persist.token_file"), "persist.token_file")
-    return None if given.token is None else _token(given.token.get_secret_value(), "persist.token")
+        return _token(read_secret(given.token_file, f"{face}.token_file"), f"{face}.token_file")
+    return None if given.token is None else _token(given.token.get_secret_value(), f"{face}.token")
 
 
 def _token(text: str, setting: str) -> Secret:
@@ -248,7 +319,7 @@ def _advice(names: tuple[str, ...]) -> str:
     """Name the known key that is nearest: in the same section, else in any."""
     known = [*settings(), *((section,) for section in _sections())]
     beside = {place[-1]: place for place in known if place[:-1] == names[:-1]}
-    for pool in (beside, {place[-1]: place for place in known}):
+    for pool in (beside, {place[-1]: place for place in reversed(known)}):
         near = difflib.get_close_matches(names[-1], pool, n=1)
         if near:
             return f"did you mean {_dotted(pool[near[0]])!r}?"

@@ -64,11 +64,30 @@ class Persist:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """The engine face.
+
+    ``registries`` maps a registry's host, as it stands in an image's name, to the store of its images. ``docker`` is
+    the address of the engine that images are pulled into; None where the docker command would go. ``client_endpoints``:
+    what a client's URL may name as its ``endpoint``. ``jobs`` is how many images are pulled at once. ``tempdir``: where
+    large layers rest on their way; None for the system's.
+    """
+
+    listen: Address
+    registries: tuple[tuple[str, BucketUrl], ...]
+    docker: str | None
+    client_endpoints: tuple[str, ...]
+    token: Secret | None
+    jobs: int
+    tempdir: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Configuration:
     """All that ``holdfast serve`` is told.
 
     ``level`` is zstd's, None for no compression; ``gzip`` is whether layout ``tarball`` compresses; ``layout`` is
-    registry or tarball. ``persist`` is None where that face is not to be served.
+    registry or tarball, and says nothing where ``persist`` is None. A face that is None is not to be served.
     """
 
     store: BucketUrl
@@ -78,3 +97,4 @@ class Configuration:
     log: Log
     serve: Serve
     persist: Persist | None
+    engine: EngineSettings | None = None

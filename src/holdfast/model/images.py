@@ -78,13 +78,17 @@ class ImageName:
 
     @staticmethod
     def of_repository(repository: Repository) -> str | None:
-        """Give the name of the images in a repository; None where it holds snapshots."""
+        """Give the name of the images in a repository; None where it holds snapshots.
+
+        What no image of ours could have led to is called by its repository.
+        """
         parts = repository.name.split("/")
         if parts[0] in _NOT_IMAGES:
             return None
         try:
-            return "/".join(unescape(part.encode()).decode() for part in parts)
-        except ValueError:
+            name = "/".join(unescape(part.encode()).decode() for part in parts)
+            return name if ImageName.parse(name).repository == repository else repository.name
+        except (ValueError, UsageError):
             return repository.name
 
 
@@ -106,8 +110,8 @@ def _familiar(name: str, text: str) -> str:
         hint = "names are in lower case" if path != path.lower() else "write it as NAME[:TAG], as in team/app:1.2"
         raise UsageError(f"not an image's name: {text[:300]!r}", hint=hint)
     if host in _DEFAULT_HOSTS:
-        host, path = "", path.removeprefix(_DEFAULT_FOLDER)
-    elif not host and path.count("/") == 1:
+        host = ""
+    if not host and path.count("/") == 1:
         path = path.removeprefix(_DEFAULT_FOLDER)
     return f"{host}/{path}" if host else path
 

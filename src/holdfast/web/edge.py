@@ -19,6 +19,8 @@ from holdfast.errors import BusyError, HoldfastError, http_status
 from holdfast.web.metrics import Metrics
 
 Answer = Callable[[Request], Awaitable[Response]]
+ErrorBody = Callable[[str, str | None], dict[str, str]]
+"""What a face's clients take for an error: made of its message and its hint."""
 
 HEALTH = b"/-/health"
 _RETRY_AFTER_S = "10"
@@ -28,14 +30,26 @@ class Edge:
     """An ASGI application around a face's answers.
 
     One log line and one count for each request. With a token, all but the health check needs it; without one, what a
-    web page sends through somebody's browser is refused.
+    web page sends through somebody's browser is refused. ``body`` is how errors are told, ``no_token`` the status of a
+    request without the token.
     """
 
-    def __init__(self, face: str, answer: Answer, metrics: Metrics, token: Secret | None) -> None:
+    def __init__(
+        self,
+        face: str,
+        answer: Answer,
+        metrics: Metrics,
+        token: Secret | None,
+        *,
+        body: ErrorBody | None = None,
+        no_token: HTTPStatus = HTTPStatus.UNAUTHORIZED,
+    ) -> None:
         self._face = face
         self._answer = answer
         self._metrics = metrics
         self._token = token
+        self._body = body or error_and_hint
+        self._no_token = no_token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI 3)."""
@@ -82,14 +96,16 @@ class Edge:
                     return refused
             return await self._answer(request)
         except HoldfastError as error:
-            return error_response(error)
+            return self._told(error)
         except asyncio.CancelledError:  # the grace is over; what the job stored until now is found by the next one
-            return error_response(
-                BusyError("the server stopped before this was done", hint="try again once it is back")
-            )
+            return self._told(BusyError("the server stopped before this was done", hint="try again once it is back"))
         except Exception as error:  # noqa: BLE001 - a request's bug must not end the server
             logs.error("internal error", exception=error, path=asked_path(request.scope))
-            return Json({"error": "internal error: see the server's log"}, HTTPStatus.INTERNAL_SERVER_ERROR)
+            return Json(self._body("internal error: see the server's log", None), HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    def _told(self, error: HoldfastError) -> Response:
+        headers = {"Retry-After": _RETRY_AFTER_S} if error.retryable else None
+        return Json(self._body(str(error), error.hint), http_status(error), headers)
 
     def _refused(self, request: Request) -> Response | None:
         if self._token is not None:
@@ -99,15 +115,15 @@ class Edge:
             if scheme.lower() == "bearer" and known:
                 return None
             return Json(
-                {
-                    "error": "this token is not the server's" if given else "this server wants a token",
-                    "hint": "send it as Authorization: Bearer TOKEN",
-                },
-                HTTPStatus.UNAUTHORIZED,
+                self._body(
+                    "this token is not the server's" if given else "this server wants a token",
+                    "send it as Authorization: Bearer TOKEN",
+                ),
+                self._no_token,
                 {"WWW-Authenticate": 'Bearer realm="holdfast"'},
             )
         if "origin" in request.headers or request.headers.get("sec-fetch-site", "none") != "none":
-            return Json({"error": "requests of web pages need a token"}, HTTPStatus.FORBIDDEN)
+            return Json(self._body("requests of web pages need a token", None), HTTPStatus.FORBIDDEN)
         return None
 
 
@@ -123,15 +139,14 @@ class Json(JSONResponse):
         return super().render(content) + b"\n"
 
 
-def error_response(error: HoldfastError) -> Response:
-    """Tell an error, with the status that belongs to it."""
-    headers = {"Retry-After": _RETRY_AFTER_S} if error.retryable else None
-    return Json(told(error), http_status(error), headers)
+def error_and_hint(message: str, hint: str | None) -> dict[str, str]:
+    """Give an error as Holdfast's own clients take it."""
+    return {"error": message, **({"hint": hint} if hint else {})}
 
 
 def told(error: HoldfastError) -> dict[str, str]:
     """Give an error as plain values."""
-    return {"error": str(error), **({"hint": error.hint} if error.hint else {})}
+    return error_and_hint(str(error), error.hint)
 
 
 def scope_path(request: Request) -> bytes:

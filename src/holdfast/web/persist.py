@@ -46,6 +46,7 @@ class PersistFace:
         self._persistence = persistence
         self._verbs = DIALECTS[verbs]
         self._metrics = metrics
+        metrics.count_jobs(persistence.schedule)
         persistence.schedule.watch(self._ended)
 
     async def answer(self, request: Request) -> Response:

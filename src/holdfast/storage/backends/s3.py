@@ -13,6 +13,7 @@ from obstore.exceptions import BaseError
 
 from holdfast.errors import AccessDenied, BucketError, Unavailable, UsageError
 from holdfast.model.urls import BucketUrl
+from holdfast.storage.backends import Keys
 from holdfast.storage.backends.objects import RETRIES, ObjectBucket, first_line
 
 # A slow link gets ten minutes for one layer.
@@ -25,10 +26,10 @@ _NO_SPACES = re.compile(r"[!-~]*")
 
 
 class S3Bucket(ObjectBucket):
-    """An S3 bucket; credentials, region and endpoint follow the AWS SDK's chain."""
+    """An S3 bucket; region and endpoint follow the AWS SDK's chain, and without ``keys`` the credentials, too."""
 
-    def __init__(self, url: BucketUrl) -> None:
-        self._access = _S3Access(url)
+    def __init__(self, url: BucketUrl, keys: Keys | None = None) -> None:
+        self._access = _S3Access(url, keys)
         super().__init__(url, self._access.open())
 
     def make(self) -> None:
@@ -42,8 +43,9 @@ class _S3Access:
     that its chain would find: keys in the environment are its first stop unless a profile is named.
     """
 
-    def __init__(self, url: BucketUrl) -> None:
+    def __init__(self, url: BucketUrl, keys: Keys | None) -> None:
         self._url = url
+        self._keys = keys
         self._session_made: Any = None
         self.anonymous = url.flag("anonymous", default=False)
         self.region = url.option("region") or os.environ.get("AWS_DEFAULT_REGION") or self._from_session("region")
@@ -106,15 +108,10 @@ class _S3Access:
         settings = {}
         if self.region not in (None, "us-east-1"):
             settings["CreateBucketConfiguration"] = {"LocationConstraint": self.region}
-        old = None if self._session_credentials() else _old_environment_keys()
-        keys = (
-            {"aws_access_key_id": old["access_key_id"], "aws_secret_access_key": old["secret_access_key"]}
-            if old
-            else {}
-        )
-        client = self._session().client(
-            "s3", region_name=self.region or "us-east-1", endpoint_url=self.endpoint, **keys
-        )
+        keys = self._given_keys()
+        if keys is None and not self._session_credentials():
+            keys = _old_environment_keys()
+        client = self._client(keys, endpoint_url=self.endpoint)
         try:
             client.create_bucket(Bucket=self._url.bucket, **settings)
         except client.exceptions.BucketAlreadyOwnedByYou:
@@ -129,7 +126,27 @@ class _S3Access:
         except BotoCoreError as error:
             raise Unavailable(f"cannot create the bucket of {self._url}: {type(error).__name__}") from error
 
+    def _client(self, keys: dict[str, Any] | None, **settings: Any) -> Any:
+        """Give boto3's client. With keys it asks for no others, nor for a session's token."""
+        if keys is not None:
+            settings["aws_access_key_id"] = keys["access_key_id"]
+            settings["aws_secret_access_key"] = keys["secret_access_key"]
+        return self._session().client("s3", region_name=self.region or "us-east-1", **settings)
+
+    def _given_keys(self) -> dict[str, Any] | None:
+        if self._keys is None:
+            return None
+        return {
+            "access_key_id": self._keys.access,
+            "secret_access_key": self._keys.secret.value,
+            "token": None,
+            "expires_at": None,
+        }
+
     def _credentials(self) -> Callable[[], dict[str, Any]]:
+        given = self._given_keys()
+        if given is not None:
+            return lambda: given
         environment = _environment_keys()
         if environment is not None and self._url.option("profile") is None:
             return lambda: environment
@@ -173,10 +190,9 @@ class _S3Access:
         path = os.environ.get("AWS_CONFIG_FILE") or os.path.expanduser("~/.aws/config")
         if profile is None and not os.path.exists(path):
             return None
-        session = self._session()
         if what == "region":
-            return session.region_name  # type: ignore[no-any-return]
-        found = str(session.client("s3", region_name=self.region or "us-east-1").meta.endpoint_url)
+            return self._session().region_name  # type: ignore[no-any-return]
+        found = str(self._client(self._given_keys()).meta.endpoint_url)
         return None if found.endswith(_AWS_DOMAINS) else found
 
 
