@@ -125,8 +125,9 @@ def unpacked(pieces: Iterator[Data]) -> Iterator[Data]:
     begin, pieces = _peek(pieces)
     kind = kind_of(begin)
     if kind == "zstd":
-        return zstd.decompressed(pieces)
-    return gzip.decompressed(pieces) if kind == "gzip" else pieces
+        yield from zstd.decompressed(pieces)
+    else:
+        yield from gzip.decompressed(pieces) if kind == "gzip" else pieces
 
 
 def kind_of(begin: bytes) -> Compression:

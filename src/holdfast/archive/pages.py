@@ -282,7 +282,7 @@ def parse_header(data: bytes) -> IndexHeader:
     """
     try:
         header = _header_decoder.decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise DamageError(f"the header of an index is malformed: {error}") from error
     if not header.indexes or len({row.id for row in header.layers}) != len(header.layers):
         raise DamageError("the header of an index is malformed: layer ids repeat, or no index is named")
@@ -301,7 +301,7 @@ def decode_page(data: bytes, name: bytes) -> list[Entry]:
         raise DamageError("a page of the index is altered")
     try:
         entries = _page_decoder.decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise DamageError(f"a page of the index is malformed: {error}") from error
     _check_paths([entry.path for entry in entries])
     for entry in entries:

@@ -96,7 +96,7 @@ class Saved:
             return None
         try:
             return msgspec.json.decode(data, type=kind)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise DamageError(f"the engine's archive has a {name} that cannot be read: {error}") from error
 
     def _keep(self, path: str, data: bytes) -> None:

@@ -166,15 +166,30 @@ def find_image(store: Store, image: str, spool: Spool, progress: Progress) -> Fo
 
 
 def _by_name(store: Store, old: DogestryLayout, name: ImageName, spool: Spool, progress: Progress) -> Found | None:
-    digest = name.digest
-    if digest is not None:
-        return _in_registry(store, str(name), digest, name) if store.has_manifest(name.repository, digest) else None
+    for repository in _repositories(name):
+        digest = _digest_in(store, repository, name)
+        if digest is not None:
+            return _in_registry(store, str(name), digest, name)
+    if name.digest is not None:
+        return None
+    old_id = old.tag(name.name, str(name.tag))
+    return None if old_id is None else _in_dogestry(old, str(name), old_id, name, spool, progress)
+
+
+def _repositories(name: ImageName) -> list[Repository]:
+    """Say where an image may lie: under its own name; registries keep Docker's own images under their long names."""
+    own = name.repository
+    return [own] if "/" in name.name else [own, Repository(f"library/{own}")]
+
+
+def _digest_in(store: Store, repository: Repository, name: ImageName) -> Digest | None:
+    if name.digest is not None:
+        return name.digest if store.has_manifest(repository, name.digest) else None
     assert name.tag is not None  # noqa: S101 - a name without digest has one
     try:
-        return _in_registry(store, str(name), store.resolve(name.repository, name.tag), name)
+        return store.resolve(repository, name.tag)
     except NotFoundError:
-        old_id = old.tag(name.name, str(name.tag))
-        return None if old_id is None else _in_dogestry(old, str(name), old_id, name, spool, progress)
+        return None
 
 
 def _by_id(
@@ -183,13 +198,14 @@ def _by_id(
     """Look through all tags for images whose config's or manifest's digest begins so."""
     with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
         there = pool.map(lambda pair: _ids(store, *pair), _tagged(store))
-        found = {ids[0]: name for name, ids in there if any(one.hex.startswith(digits) for one in ids)}
+        # One image may be there with several manifests, when its layers were packed in different ways.
+        found = {ids[-1]: (name, ids[0]) for name, ids in there if any(one.hex.startswith(digits) for one in ids)}
     if len(found) > 1:
-        named = ", ".join(sorted(found.values())[:10])
+        named = ", ".join(sorted(name for name, _ in found.values())[:10])
         raise UsageError(
             f"several images have ids that begin with {digits}: {named}", hint="give more digits, or a name"
         )
-    for digest, name in found.items():
+    for name, digest in found.values():
         return _in_registry(store, name, digest, None)
     old_id = old.full_id(digits)
     return None if old_id is None else _in_dogestry(old, image, old_id, None, spool, progress)

@@ -385,7 +385,7 @@ def _named(image_id: str, layout: DogestryLayout) -> Iterator[None]:
 def _decoded(json: bytes, kind: type[_T]) -> _T:
     try:
         return msgspec.json.decode(json, type=kind)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise DamageError(f"its json cannot be read: {error}") from error
 
 

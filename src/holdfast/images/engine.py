@@ -90,7 +90,7 @@ class Engine:
 
         :raises UsageError: it is no address that can be reached, or its certificates cannot be read.
         """
-        if "@" in (address or ""):
+        if "@" in (address or os.environ.get("DOCKER_HOST") or ""):
             raise UsageError("the address of a Docker Engine holds no credentials", hint="tcp:// is secured by TLS")
         try:
             found, tls = _where(address)
@@ -206,10 +206,10 @@ class Engine:
         return result
 
     def _image(self, told: dict[str, Any]) -> EngineImage:
-        layers = (told.get("RootFS") or {}).get("Layers")
-        manifests = [one for one in told.get("Manifests") or () if one.get("Kind") == "image"]
-        whole = [one for one in manifests if one.get("Available")]
         try:
+            layers = (told.get("RootFS") or {}).get("Layers")
+            manifests = [one for one in told.get("Manifests") or () if one.get("Kind") == "image"]
+            whole = [one for one in manifests if one.get("Available")]
             return EngineImage(
                 id=Digest.parse(str(told["Id"])),
                 names=tuple(name for name in told.get("RepoTags") or () if _NO_NAME not in name),
@@ -219,7 +219,7 @@ class Engine:
                 manifests=tuple(Digest.parse(str(one["ID"])) for one in whole),
                 is_unpacked=not whole or any(map(_is_unpacked, whole)),
             )
-        except (KeyError, UsageError) as error:
+        except (AttributeError, KeyError, TypeError, UsageError) as error:
             raise EngineError(f"the engine at {self} describes an image in a way that is not understood") from error
 
     @contextmanager

@@ -34,7 +34,19 @@ def open_directly(layer: StoredLayer, pieces: Iterator[Data], spool: Spool, *, r
         return stated, _as_long_as(unpacked(pieces), stated, layer)
     shared = SharedLayer(spool, readers=1)
     shared.fill(unpacked(pieces))
-    return shared.open()
+    try:
+        size, opened = shared.open()
+    except HoldfastError:
+        shared.leave()
+        raise
+    return size, _left_after(opened, shared)
+
+
+def _left_after(pieces: Iterator[Data], shared: SharedLayer) -> Iterator[Data]:
+    try:
+        yield from pieces
+    finally:
+        shared.leave()
 
 
 def _as_long_as(pieces: Iterator[Data], size: int, layer: StoredLayer) -> Iterator[Data]:
@@ -64,8 +76,8 @@ class SharedLayer:
         self._file: BinaryIO | None = None
         self._changed = threading.Condition()
 
-    def fill(self, pieces: Iterator[Data]) -> None:
-        """Write all of it. What goes wrong is told to the readers, and to nobody else."""
+    def fill(self, pieces: Iterator[Data]) -> HoldfastError | None:
+        """Write all of it. What goes wrong is told to the readers; it is returned, not raised."""
         try:
             with self._spool.translated():
                 self._write(pieces)
@@ -74,11 +86,12 @@ class SharedLayer:
             self._end(None)
         except HoldfastError as error:
             self._end(error)
+        return self._error
 
-    def abandon(self) -> None:
-        """Tell the readers that no more will come, if it has not all come yet."""
+    def abandon(self, reason: HoldfastError | None = None) -> None:
+        """Tell the readers that no more will come, if it has not all come yet, and why."""
         if not self._ended:
-            self._end(Unavailable("a layer was not read to its end"))
+            self._end(reason or Unavailable("a layer was not read to its end"))
 
     def open(self) -> Opened:
         """Read it once; waits until its size is known."""

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 from holdfast.archive.blobs import Data, unpacked
-from holdfast.errors import EngineError, EngineUnavailable, HoldfastError
+from holdfast.errors import EngineError, EngineUnavailable, HoldfastError, Unavailable
 from holdfast.images.bundle import LoadedLayer, write_loaded
 from holdfast.images.catalog import Found, StoredImage, StoredLayer, find_image, layers_of
 from holdfast.images.engine import Engine, EngineImage
@@ -257,7 +257,7 @@ class _Job:
         host.image = image
         host.id = image.root.parsed() if host.engine.traits.keeps_blobs else image.config
         there = host.engine.inspect(str(host.id))
-        if there is not None and there.is_whole and there.is_unpacked:
+        if there is not None and _is_it(there, image) and there.is_unpacked:
             host.sends = (False,) * len(image.layers)
             self._name_it(host, there)
         else:
@@ -303,7 +303,9 @@ class _Job:
 
     def _bring(self, host: _Host) -> None:
         there = self._brought(host)
-        if there is None and not all(host.sends):
+        if there is None:
+            # It could not do without what was left out; or else it went on with what a load before had left half done,
+            # of bytes that were found to be altered. That is gone by now.
             host.sends = (True,) * len(host.sends)
             host.shares = False
             there = self._brought(host)
@@ -329,9 +331,7 @@ class _Job:
             if host.shares:
                 self._leave(host)
         there = host.engine.inspect(str(host.id))
-        is_it = (
-            there is not None and there.is_whole and host.image is not None and there.diff_ids == host.image.diff_ids
-        )
+        is_it = there is not None and host.image is not None and _is_it(there, host.image)
         return there if is_it else None
 
     def _load(self, host: _Host) -> None:
@@ -379,24 +379,31 @@ class _Job:
                 readers[key] += 1
         for (digest, raw), count in readers.items():
             also_unpacked = not raw and (digest, True) in readers
-            size = layers[digest].raw_size() if raw else layers[digest].size
+            size = _stated_size(layers[digest]) if raw else layers[digest].size
             self._shared[digest, raw] = SharedLayer(self._spool, readers=count + also_unpacked, size=size)
         reading = threading.Thread(target=self._read_shared, args=(layers.values(),), name="read")
         reading.start()
         return reading
 
     def _read_shared(self, layers: Iterable[StoredLayer]) -> None:
+        reason = None
         try:
             for layer in layers:
-                stored = self._shared.get((layer.digest, False))
-                raw = self._shared.get((layer.digest, True))
-                if stored is not None:
-                    stored.fill(self._read(layer))
-                if raw is not None:
-                    raw.fill(_opened(stored) if stored is not None else unpacked(self._read(layer)))
+                reason = self._fill(layer)
+                if isinstance(reason, Unavailable):  # all retries are over: the next layer would be as long a wait
+                    return
         finally:
             for shared in self._shared.values():
-                shared.abandon()
+                shared.abandon(reason)
+
+    def _fill(self, layer: StoredLayer) -> HoldfastError | None:
+        """Read a layer for all who want it; gives what went wrong."""
+        stored = self._shared.get((layer.digest, False))
+        raw = self._shared.get((layer.digest, True))
+        reason = stored.fill(self._read(layer)) if stored is not None else None
+        if raw is None:
+            return reason
+        return raw.fill(_opened(stored) if stored is not None else unpacked(self._read(layer)))
 
     def _leave(self, host: _Host) -> None:
         for key in host.gets():
@@ -421,6 +428,19 @@ class _Job:
                 name = f"layer {layer.digest.hex[:_SHORT]}"
                 self._parts[layer.digest] = self._progress.part(name, total=layer.size)
             return self._parts[layer.digest]
+
+
+def _stated_size(layer: StoredLayer) -> int | None:
+    """Ask a layer how large it is uncompressed; what is wrong with it is told to those who want it, when it is read."""
+    try:
+        return layer.raw_size()
+    except HoldfastError:
+        return None
+
+
+def _is_it(there: EngineImage, image: StoredImage) -> bool:
+    """Whether an engine has an image whole; of an index, it may have the image of another platform only."""
+    return there.is_whole and there.diff_ids == image.diff_ids
 
 
 def _opened(stored: SharedLayer) -> Iterator[Data]:

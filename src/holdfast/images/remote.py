@@ -92,7 +92,7 @@ def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, object]]:
     while line := response.readline(_LONGEST_LINE):
         try:
             event = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise http.client.HTTPException("it sent what is no JSON") from error
         if isinstance(event, dict):
             yield event
@@ -101,7 +101,7 @@ def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, object]]:
 def _message(body: bytes) -> str:
     try:
         document = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "it did not say why"
     if not isinstance(document, dict):
         return "it did not say why"

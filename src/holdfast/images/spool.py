@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import errno
+import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from tempfile import TemporaryFile
 from typing import BinaryIO
 
 from holdfast.errors import NoSpaceError, TargetError
+
+
+class _File(io.BufferedRandom):
+    """Can always be closed. On a full disk closing fails once more, and would hide what was told of it before."""
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 class Spool:
@@ -24,7 +33,7 @@ class Spool:
         :raises TargetError: there can be none.
         """
         with self.translated():
-            return TemporaryFile(dir=self.directory)
+            return _File(TemporaryFile(dir=self.directory, buffering=0))
 
     @contextmanager
     def translated(self) -> Iterator[None]:

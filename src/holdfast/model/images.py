@@ -110,7 +110,8 @@ def _familiar(name: str, text: str) -> str:
         hint = "names are in lower case" if path != path.lower() else "write it as NAME[:TAG], as in team/app:1.2"
         raise UsageError(f"not an image's name: {text[:300]!r}", hint=hint)
     if host in _DEFAULT_HOSTS:
-        host = ""
+        first, slash, _ = path.partition("/")
+        host = DEFAULT_HOST if slash and _is_host(first) else ""  # else it would be read as another host's
     if not host and path.count("/") == 1:
         path = path.removeprefix(_DEFAULT_FOLDER)
     return f"{host}/{path}" if host else path

@@ -70,7 +70,7 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, 
         """
         try:
             return msgspec.json.decode(data, type=cls)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise DamageError(f"not a manifest: {error}") from error
 
 
@@ -135,7 +135,7 @@ def read_manifest(data: bytes) -> ImageManifest | Index:
         if is_index and is_manifest:
             raise DamageError("it is a manifest and an index at once")
         return msgspec.json.decode(data, type=Index) if is_index else msgspec.json.decode(data, type=ImageManifest)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise DamageError(f"not a manifest: {error}") from error
 
 
@@ -159,7 +159,7 @@ class ImageConfig(msgspec.Struct, frozen=True):
         """
         try:
             return msgspec.json.decode(data, type=cls)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise DamageError(f"not an image's config: {error}") from error
 
     @property

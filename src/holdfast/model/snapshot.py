@@ -190,7 +190,7 @@ class SnapshotConfig(msgspec.Struct, frozen=True, kw_only=True):
         """
         try:
             config = msgspec.json.decode(data, type=cls)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise DamageError(f"not the config of a snapshot that this version reads: {error}") from error
         if config.format != FORMAT_VERSION:
             raise DamageError(

@@ -103,6 +103,10 @@ class Store:
             data = self.bucket.get(blob_key(digest), limit=limit)
         except ObjectNotFound as error:
             raise DamageError(f"blob {digest} is missing from {self}") from error
+        except (AccessDenied, Unavailable):
+            raise
+        except BucketError as error:
+            raise DamageError(f"blob {digest} in {self} is not what it should be: {error}") from error
         if not digest.matches(data):
             raise DamageError(f"blob {digest} in {self} is altered: its bytes hash to {Digest.of(data)}")
         return data
@@ -169,7 +173,7 @@ class Store:
             return known if self.blob_size(known.parsed()) == known.size else None
         except (AccessDenied, Unavailable):
             raise
-        except (BucketError, DamageError, msgspec.MsgspecError, RecursionError):
+        except (BucketError, DamageError, msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             return None  # it is not there; or, whatever is wrong with it, the layer is stored anew
 
     def note_layer(self, diff_id: Digest, layer: KnownLayer) -> None:
