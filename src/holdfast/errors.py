@@ -6,7 +6,8 @@
     ├── UsageError            the request itself is wrong: an option, a name, a URL
     ├── ForbiddenError        the request asks for what it may not touch
     ├── NotFoundError         what was asked for does not exist
-    │   └── ObjectNotFound    an object, or the bucket itself, is not there
+    │   ├── ObjectNotFound    an object, or the bucket itself, is not there
+    │   └── WrongPlatform     an image is there, but for other machines only
     ├── SourceError           the source of a backup cannot be read at all
     ├── TargetError           the target of a restore cannot be written
     │   └── NoSpaceError      … because the disk (or a quota) is full
@@ -50,6 +51,10 @@ class ForbiddenError(HoldfastError):
 
 class NotFoundError(HoldfastError):
     """What was asked for does not exist."""
+
+
+class WrongPlatform(NotFoundError):
+    """An image is there, but for other machines only."""
 
 
 class SourceError(HoldfastError):
@@ -131,6 +136,7 @@ EXIT_CODES: dict[type[HoldfastError], int] = {
     ForbiddenError: 1,
     NotFoundError: 4,
     ObjectNotFound: 4,
+    WrongPlatform: 4,
     SourceError: 1,
     TargetError: 1,
     NoSpaceError: 1,
@@ -153,6 +159,7 @@ HTTP_STATUS: dict[type[HoldfastError], int] = {
     ForbiddenError: 403,
     NotFoundError: 404,
     ObjectNotFound: 404,
+    WrongPlatform: 404,
     SourceError: 500,
     TargetError: 500,
     NoSpaceError: 507,

@@ -389,6 +389,7 @@ def test_the_same_image_asked_for_twice_is_pulled_once_and_others_wait_and_say_s
         return _pulled()
 
     rig = Rig(pull, jobs=1)
+    exact = f"a@sha256:{'1' * 64}"
 
     async def all_of_them():
         told = asyncio.Queue()
@@ -396,7 +397,7 @@ def test_the_same_image_asked_for_twice_is_pulled_once_and_others_wait_and_say_s
         path = "/v1.41/images/create?fromImage="
         tasks = [
             asyncio.create_task(rig.asked(path + image, "POST", sent=one))
-            for image, one in zip(("a", "a", "b"), sent, strict=True)
+            for image, one in zip((exact, exact, "b"), sent, strict=True)
         ]
         while not all(one.body for one in sent) or b"Waiting" not in sent[2].body:
             await told.get()
@@ -406,7 +407,7 @@ def test_the_same_image_asked_for_twice_is_pulled_once_and_others_wait_and_say_s
         return sent
 
     sent = asyncio.run(all_of_them())
-    assert [str(wanted.name) for wanted in rig.wanted] == ["a:latest", "b:latest"]
+    assert [str(wanted.name) for wanted in rig.wanted] == [exact, "b:latest"]
     assert all(one.states[-1] == "Done" for one in sent)
     assert "Waiting for other pulls to end" in sent[2].states
     assert "Waiting for other pulls to end" not in sent[0].states

@@ -667,7 +667,7 @@ def test_an_artifact_is_no_image(store):
     data = json.dumps(manifest).encode()
     _put_blobs(store, type(image)(Digest.of(data), image.root_type, image.content | {Digest.of(data): data}))
 
-    with pytest.raises(DamageError, match="no image that an engine could run"):
+    with pytest.raises(UsageError, match="no image that an engine could run"):
         _pull(store, FakeEngine())
 
 
@@ -682,6 +682,7 @@ def servers(monkeypatch):
         asked = 0
         pulls = 0
         answer = True
+        bring = staticmethod(lambda: None)
 
         @classmethod
         def beside(cls, engine, port):
@@ -694,6 +695,7 @@ def servers(monkeypatch):
 
         def pull(self, store, name, digest, part):
             FakeServer.pulls += 1
+            FakeServer.bring()
             if isinstance(FakeServer.answer, HoldfastError):
                 raise FakeServer.answer
             return FakeServer.answer
@@ -705,14 +707,45 @@ def servers(monkeypatch):
 @pytest.mark.parametrize(("answer", "state"), [(True, "pulled"), (False, "up to date")])
 def test_a_host_with_a_server_pulls_by_itself(store, servers, answer, state):
     _put(store)
-    servers.answer = answer
     near, far = FakeEngine(), FakeEngine("tcp://far:2375")
+    servers.answer = answer
+    servers.bring = lambda: _pull(store, far, force_local=True)
 
     done = _pull(store, near, far)
 
     assert [(host.state, host.by_server) for host in done.hosts] == [("pulled", False), (state, True)]
-    assert not far.loaded
-    assert near.layers("app:1") == LAYERS
+    assert len(far.loaded) == 1
+    assert near.layers("app:1") == far.layers("app:1") == LAYERS
+
+
+def test_a_server_that_pulls_into_another_engine_is_not_believed(store, servers):
+    _put(store)
+    far = FakeEngine("tcp://far:2375")
+    servers.answer = True
+    progress = Progress()
+
+    done = _pull(store, far, progress=progress)
+
+    assert [(host.state, host.by_server) for host in done.hosts] == [("pulled", False)]
+    assert far.layers("app:1") == LAYERS
+    assert [warning for warning in progress.warnings if "not into tcp://far:2375" in warning]
+
+
+def test_a_server_is_believed_where_its_engine_cannot_be_asked(store, servers):
+    _put(store)
+    near, far = FakeEngine(), FakeEngine("tcp://far:2375")
+    far.before_inspect = _unreachable
+    servers.answer = True
+    progress = Progress()
+
+    done = _pull(store, near, far, progress=progress)
+
+    assert [(host.state, host.by_server) for host in done.hosts] == [("pulled", False), ("pulled", True)]
+    assert [warning for warning in progress.warnings if "cannot be asked" in warning]
+
+
+def _unreachable(*_):
+    raise EngineUnavailable("it cannot be asked")
 
 
 @pytest.mark.parametrize("error", [EngineError("no such store"), EngineUnavailable("it broke off")], ids=str)

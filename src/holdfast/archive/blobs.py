@@ -122,7 +122,7 @@ def unpacked(pieces: Iterator[Data]) -> Iterator[Data]:
 
     :raises DamageError: it is not what it seems to be.
     """
-    begin, pieces = _peek(pieces)
+    begin, pieces = peek(pieces)
     kind = kind_of(begin)
     if kind == "zstd":
         yield from zstd.decompressed(pieces)
@@ -137,7 +137,8 @@ def kind_of(begin: bytes) -> Compression:
     return "gzip" if begin[:2] == gzip.MAGIC else "none"
 
 
-def _peek(pieces: Iterator[Data]) -> tuple[bytes, Iterator[Data]]:
+def peek(pieces: Iterator[Data]) -> tuple[bytes, Iterator[Data]]:
+    """Look at the first bytes of a stream: four, if there are as many. Gives them, and the whole stream."""
     begin = b""
     for piece in pieces:
         begin += piece

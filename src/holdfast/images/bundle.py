@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import os.path
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from holdfast.archive import tar
+from holdfast.archive.blobs import peek
 from holdfast.archive.untar import Untar
 from holdfast.errors import DamageError, UsageError
 from holdfast.model.digest import Digest
@@ -27,7 +28,10 @@ from holdfast.model.snapshot import Entry, shown
 Data = bytes | memoryview
 
 SMALL_BYTES = LARGEST_MANIFEST
-"""What is at most this large is held in memory: manifests, configs, and small layers."""
+"""What is at most this large may be held in memory: manifests, configs, and small layers."""
+
+_LAYER_BYTES = 256 * 1024
+"""From here on a member is held only if it can be JSON: an image may have a hundred layers of some MiB."""
 
 _MOST_SMALL_BYTES = 64 * 1024 * 1024
 _MOST_MEMBERS = 100_000
@@ -112,8 +116,9 @@ Take = Callable[[str, int, Iterator[Data]], object]
 def read_saved(stream: Iterator[Data], take: Take) -> Saved:
     """Read a saved tar once, from its beginning to its end.
 
-    ``take`` is given each member of more than :data:`SMALL_BYTES`: its path, its size and its content, of which it need
-    not read anything. All else is held in memory, at most 64 MiB. Small blobs are checked against their digests.
+    ``take`` is given each layer of more than 256 KiB, and whatever is of more than :data:`SMALL_BYTES`: its path, its
+    size and its content, of which it need not read anything. All else is held in memory, at most 64 MiB, and checked
+    against the digest that its path states.
 
     :raises DamageError: it is no whole tar, or holds what cannot be in one that an engine has saved.
     """
@@ -125,10 +130,12 @@ def read_saved(stream: Iterator[Data], take: Take) -> Saved:
         path = shown(entry.path)
         if entry.kind == "l":
             saved.links[path] = _target(entry)
-        elif entry.kind == "f" and entry.size > SMALL_BYTES:
-            saved.large[path] = take(path, entry.size, archive.contents(entry))
         elif entry.kind == "f":
-            data = b"".join(archive.contents(entry))
+            begin, contents = peek(archive.contents(entry)) if entry.size else (b"", iter(()))
+            if entry.size > SMALL_BYTES or (entry.size > _LAYER_BYTES and not begin.lstrip().startswith((b"{", b"["))):
+                saved.large[path] = take(path, entry.size, contents)
+                continue
+            data = b"".join(contents)
             digest = digest_of_path(path)
             if digest is not None and not digest.matches(data):
                 raise DamageError(f"the engine's archive is damaged: {path} is not what its name says")
@@ -170,7 +177,7 @@ class LoadedLayer:
 
 
 def write_loaded(
-    *, root: Descriptor | None, blobs: Iterable[bytes], config: Digest, layers: Sequence[LoadedLayer]
+    *, root: Descriptor | None, blobs: Mapping[Digest, bytes], config: Digest, layers: Sequence[LoadedLayer]
 ) -> Iterator[bytes]:
     """Give the tar that makes an engine have one image, without any name.
 
@@ -179,7 +186,7 @@ def write_loaded(
     """
     if root is not None:
         yield _small("oci-layout", _LAYOUT)
-    for digest, data in {Digest.of(data): data for data in blobs}.items():
+    for digest, data in blobs.items():
         yield _small(blob_path(digest), data)
     written = set()
     for layer in layers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +10,7 @@ from typing import Any
 
 from holdfast.archive.blobs import Data, checked, raw_size
 from holdfast.archive.frames import TABLE_TAIL
-from holdfast.errors import DamageError, NotFoundError, UsageError
+from holdfast.errors import DamageError, NotFoundError, UsageError, WrongPlatform
 from holdfast.images.dogestry import LegacyImage, LegacyLayer, plain_manifest, read_image
 from holdfast.images.spool import Spool
 from holdfast.model.digest import Digest
@@ -25,6 +25,7 @@ from holdfast.model.oci import (
     ImageConfig,
     ImageManifest,
     Index,
+    IndexEntry,
     Platform,
     read_manifest,
 )
@@ -33,6 +34,7 @@ from holdfast.storage.dogestry import DogestryLayout
 from holdfast.storage.store import Store
 
 _REQUESTS_AT_ONCE = 16
+_MOST_ENTRIES = 1000
 _SHOWN = 12
 
 
@@ -61,12 +63,12 @@ class StoredLayer:
 class StoredImage:
     """An image for one platform.
 
-    ``root`` is what the name leads to: the manifest, or the index that it is in. ``small`` are the bytes of the root,
-    the manifest and the config. ``layers`` are bottom first.
+    ``root`` is what the name leads to: the manifest, or the index that it is in. ``small`` holds the root,
+    the manifest and the config, by their digests. ``layers`` are bottom first.
     """
 
     root: Descriptor
-    small: tuple[bytes, ...]
+    small: Mapping[Digest, bytes]
     config: Digest
     layers: tuple[StoredLayer, ...]
 
@@ -94,7 +96,7 @@ class Found:
     def image_for(self, platform: Platform) -> StoredImage:
         """Give the image for a platform; an image that is alone is for any.
 
-        :raises NotFoundError: an index has none for it.
+        :raises WrongPlatform: an index has none for it.
         :raises DamageError: a manifest or config is missing, altered, or none.
         """
         if platform not in self._chosen:
@@ -251,28 +253,37 @@ def _choose(store: Store, what: str, digest: Digest, platform: Platform) -> Stor
         root_bytes = store.read_blob(digest, limit=LARGEST_MANIFEST)
         root = read_manifest(root_bytes)
         if isinstance(root, ImageManifest):
-            return _image(
-                store,
-                what,
-                Descriptor(root.media_type or MANIFEST_TYPE, str(digest), len(root_bytes)),
-                (),
-                root,
-                root_bytes,
-            )
-        data = store.read_blob(_entry_for(what, root, platform), limit=LARGEST_MANIFEST)
-        above = Descriptor(root.media_type or INDEX_TYPE, str(digest), len(root_bytes))
-        return _image(store, what, above, (root_bytes,), read_manifest(data), data)
+            described = Descriptor(root.media_type or MANIFEST_TYPE, str(digest), len(root_bytes))
+            return _image(store, what, described, {digest: root_bytes}, root)
+        chosen = _entry_for(store, what, root, platform)
+        data = store.read_blob(chosen, limit=LARGEST_MANIFEST)
+        described = Descriptor(root.media_type or INDEX_TYPE, str(digest), len(root_bytes))
+        return _image(store, what, described, {digest: root_bytes, chosen: data}, read_manifest(data))
     except DamageError as error:
         raise DamageError(f"image {what}: {error}") from error
 
 
-def _entry_for(what: str, index: Index, platform: Platform) -> Digest:
-    fitting = [entry for entry in index.manifests if entry.platform and _fits(entry.platform, platform)]
+def _entry_for(store: Store, what: str, index: Index, platform: Platform) -> Digest:
+    there = [
+        (entry.parsed(), entry.platform or _platform_of(store, entry)) for entry in index.manifests[:_MOST_ENTRIES]
+    ]
+    fitting = [(digest, offered) for digest, offered in there if offered and _fits(offered, platform)]
     if not fitting:
-        there = ", ".join(str(entry.platform) for entry in index.manifests if entry.platform) or "none"
-        raise NotFoundError(f"image {what} is not there for {platform}", hint=f"it is there for {there}")
-    exact = [entry for entry in fitting if entry.platform and entry.platform.variant == platform.variant]
-    return (exact or fitting)[0].parsed()
+        named = ", ".join(str(offered) for _, offered in there if offered) or "none"
+        raise WrongPlatform(f"image {what} is not there for {platform}", hint=f"it is there for {named}")
+    exact = [digest for digest, offered in fitting if offered.variant == platform.variant]
+    return exact[0] if exact else fitting[0][0]
+
+
+def _platform_of(store: Store, entry: IndexEntry) -> Platform | None:
+    """Look for what an index need not say in the image's config; None where neither says."""
+    try:
+        manifest = read_manifest(store.read_blob(entry.parsed(), limit=LARGEST_MANIFEST))
+        if not isinstance(manifest, ImageManifest) or not manifest.is_image:
+            return None
+        return ImageConfig.decode(store.read_blob(manifest.config.parsed(), limit=LARGEST_MANIFEST)).platform
+    except DamageError:
+        return None
 
 
 def _fits(offered: Platform, wanted: Platform) -> bool:
@@ -280,21 +291,20 @@ def _fits(offered: Platform, wanted: Platform) -> bool:
 
 
 def _image(
-    store: Store, what: str, root: Descriptor, above: tuple[bytes, ...], manifest: ImageManifest | Index, data: bytes
+    store: Store, what: str, root: Descriptor, above: Mapping[Digest, bytes], manifest: ImageManifest | Index
 ) -> StoredImage:
     if not isinstance(manifest, ImageManifest):
         raise DamageError("its index leads to another index")
     if not manifest.is_image:
-        raise DamageError(
-            f"it is no image that an engine could run, but {manifest.artifact_type or manifest.config.media_type}"
-        )
+        kind = manifest.artifact_type or manifest.config.media_type
+        raise UsageError(f"{what} is no image that an engine could run, but {kind[:200]}")
     config_digest = manifest.config.parsed()
     config = store.read_blob(config_digest, limit=LARGEST_MANIFEST)
     diff_ids = ImageConfig.decode(config).diff_ids
     if len(diff_ids) != len(manifest.layers):
         raise DamageError(f"its manifest names {len(manifest.layers)} layers, its config {len(diff_ids)}")
     layers = tuple(_layer(store, what, *pair) for pair in zip(diff_ids, manifest.layers, strict=True))
-    return StoredImage(root, (*above, data, config), config_digest, layers)
+    return StoredImage(root, {**above, config_digest: config}, config_digest, layers)
 
 
 def _layer(store: Store, what: str, diff_id: Digest, blob: Descriptor) -> StoredLayer:
@@ -336,5 +346,6 @@ def _of_legacy(legacy: LegacyImage) -> StoredImage:
         for layer in legacy.layers
     )
     manifest = plain_manifest(legacy.config, [(layer.diff_id, layer.size) for layer in legacy.layers])
-    root = Descriptor(MANIFEST_TYPE, str(Digest.of(manifest)), len(manifest))
-    return StoredImage(root, (manifest, legacy.config), config, layers)
+    digest = Digest.of(manifest)
+    root = Descriptor(MANIFEST_TYPE, str(digest), len(manifest))
+    return StoredImage(root, {digest: manifest, config: legacy.config}, config, layers)

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import docker
@@ -77,6 +76,9 @@ class Engine:
     def __init__(self, address: str, tls: Any = None) -> None:
         self.address = address
         self._tls = tls
+        # Not functools.cached_property: before Python 3.12 its lock is one for all engines, of which one may be silent.
+        self._traits: Traits | None = None
+        self._connections: dict[int, Any] = {}
 
     def __str__(self) -> str:
         return self.address
@@ -107,12 +109,17 @@ class Engine:
             )
         return cls(found, tls if found.startswith("tcp:") else None)
 
-    @cached_property
+    @property
     def traits(self) -> Traits:
-        """Ask what it is like.
+        """Ask what it is like, once.
 
         :raises EngineUnavailable: it does not answer.
         """
+        if self._traits is None:
+            self._traits = self._ask_traits()
+        return self._traits
+
+    def _ask_traits(self) -> Traits:
         with self._translated("ask for its version"):
             told = self._client.version()
             info = self._client.info()
@@ -136,11 +143,16 @@ class Engine:
         return self._image(told)
 
     def images(self) -> Iterator[EngineImage]:
-        """Look at each image that is not only a step on the way to another."""
+        """Look at each image that is not only a step on the way to another, and that the engine can tell of."""
         with self._translated("list its images"):
             found = self._client.images(quiet=True)
         for image_id in dict.fromkeys(found):
-            image = self.inspect(str(image_id))
+            try:
+                image = self.inspect(str(image_id))
+            except EngineUnavailable:
+                raise
+            except EngineError:
+                continue  # it is damaged there, and none that could be built upon
             if image is not None:  # removed meanwhile
                 yield image
 
@@ -187,17 +199,21 @@ class Engine:
     def _tells_manifests(self) -> bool:
         return self.traits.keeps_blobs and self.traits.api >= _MANIFESTS_SINCE
 
-    @cached_property
+    @property
     def _client(self) -> Any:
         return self._connected(_ASK_TIMEOUT_S)
 
-    @cached_property
+    @property
     def _worker(self) -> Any:
         return self._connected(_WORK_TIMEOUT_S)
 
     def _connected(self, answer_timeout_s: int) -> Any:
-        timeout: Any = (_CONNECT_TIMEOUT_S, answer_timeout_s) if self.address.startswith("tcp:") else answer_timeout_s
-        return _Client(base_url=self.address, version="auto", tls=self._tls or False, timeout=timeout)
+        if answer_timeout_s not in self._connections:
+            is_tcp = self.address.startswith("tcp:")
+            timeout: Any = (_CONNECT_TIMEOUT_S, answer_timeout_s) if is_tcp else answer_timeout_s
+            made = _Client(base_url=self.address, version="auto", tls=self._tls or False, timeout=timeout)
+            self._connections[answer_timeout_s] = made
+        return self._connections[answer_timeout_s]
 
     def _json(self, path: str, reference: str, parameters: dict[str, str]) -> dict[str, Any]:
         # docker-py knows these paths, but not all of their parameters.
@@ -226,15 +242,13 @@ class Engine:
     def _translated(self, doing: str) -> Iterator[None]:
         try:
             yield
-        except ImageNotFound:
-            raise
         except APIError as error:
             raise EngineError(f"the engine at {self} failed to {doing}: {_line(error.explanation or error)}") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise self._unavailable(doing, error) from error
         except DockerException as error:
             raise self._unavailable(doing, error) from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise EngineError(f"what answers at {self} is no Docker Engine") from error
 
     def _unavailable(self, doing: str, error: Exception) -> EngineUnavailable:
@@ -290,7 +304,9 @@ def _where(address: str | None) -> tuple[str, Any]:
 def _with_scheme(address: str) -> str:
     if "://" in address:
         scheme, _, rest = address.partition("://")
-        scheme = "tcp" if scheme in ("http", "https") else scheme
+        if scheme == "https":
+            raise ValueError("https:// is written tcp://, with DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH beside it")
+        scheme = "tcp" if scheme == "http" else scheme
         return f"{scheme}://{_with_port(rest)}" if scheme == "tcp" else f"{scheme}://{rest}"
     return f"unix://{address}" if address.startswith("/") else f"tcp://{_with_port(address)}"
 

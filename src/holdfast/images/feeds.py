@@ -31,15 +31,25 @@ def open_directly(layer: StoredLayer, pieces: Iterator[Data], spool: Spool, *, r
         return layer.size, pieces
     stated = layer.raw_size()
     if stated is not None:
-        return stated, _as_long_as(unpacked(pieces), stated, layer)
-    shared = SharedLayer(spool, readers=1)
-    shared.fill(unpacked(pieces))
+        return stated, _as_long_as(unpacked_layer(layer, pieces), stated, layer)
+    shared = SharedLayer(spool, readers=1, what=f"layer {layer.digest}")
+    shared.fill(unpacked_layer(layer, pieces))
     try:
         size, opened = shared.open()
     except HoldfastError:
         shared.leave()
         raise
     return size, _left_after(opened, shared)
+
+
+def unpacked_layer(layer: StoredLayer, pieces: Iterator[Data]) -> Iterator[Data]:
+    """Open a layer; an error names it."""
+    try:
+        yield from unpacked(pieces)
+    except DamageError as error:
+        if str(layer.digest) in str(error):
+            raise
+        raise DamageError(f"layer {layer.digest}: {error}") from error
 
 
 def _left_after(pieces: Iterator[Data], shared: SharedLayer) -> Iterator[Data]:
@@ -66,9 +76,10 @@ class SharedLayer:
     ``size`` is how much will come, None if that is not known before the end.
     """
 
-    def __init__(self, spool: Spool, *, readers: int, size: int | None = None) -> None:
+    def __init__(self, spool: Spool, *, readers: int, size: int | None = None, what: str = "a layer") -> None:
         self._spool = spool
         self._readers = readers
+        self._what = what
         self._size = size
         self._written = 0
         self._ended = False
@@ -82,7 +93,7 @@ class SharedLayer:
             with self._spool.translated():
                 self._write(pieces)
             if self._size not in (None, self._written) and self._readers:
-                raise DamageError(f"a layer is not of the {self._size} bytes that it states")
+                raise DamageError(f"{self._what} is not of the {self._size} bytes that it states")
             self._end(None)
         except HoldfastError as error:
             self._end(error)
@@ -91,7 +102,7 @@ class SharedLayer:
     def abandon(self, reason: HoldfastError | None = None) -> None:
         """Tell the readers that no more will come, if it has not all come yet, and why."""
         if not self._ended:
-            self._end(reason or Unavailable("a layer was not read to its end"))
+            self._end(reason or Unavailable(f"{self._what} was not read to its end"))
 
     def open(self) -> Opened:
         """Read it once; waits until its size is known."""
@@ -149,7 +160,7 @@ class SharedLayer:
         with self._changed:
             self._changed.wait_for(lambda: self._written > at or self._ended)
             if self._written <= at:
-                raise self._error or DamageError("a layer ends too early")
+                raise self._error or DamageError(f"{self._what} ends too early")
             return self._written - at
 
     def _descriptor(self) -> int:

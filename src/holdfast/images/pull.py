@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from holdfast.archive.blobs import Data, unpacked
+from holdfast.archive.blobs import Data
 from holdfast.errors import EngineError, EngineUnavailable, HoldfastError, Unavailable
 from holdfast.images.bundle import LoadedLayer, write_loaded
 from holdfast.images.catalog import Found, StoredImage, StoredLayer, find_image, layers_of
 from holdfast.images.engine import Engine, EngineImage
-from holdfast.images.feeds import Opened, SharedLayer, open_directly
+from holdfast.images.feeds import Opened, SharedLayer, open_directly, unpacked_layer
 from holdfast.images.remote import Server
 from holdfast.images.spool import Spool
 from holdfast.model.digest import Digest
@@ -148,6 +148,7 @@ class _Host:
     sends: tuple[bool, ...] = ()
     server: Server | None = None
     shares: bool = True
+    left: set[tuple[Digest, bool]] = field(default_factory=set)
     is_done: bool = False
     is_new: bool = False
     sent_bytes: int = 0
@@ -226,6 +227,9 @@ class _Job:
                 step(host)
             except HoldfastError as error:
                 host.error = error
+            except Exception as error:  # noqa: BLE001 - nothing that goes wrong with one host may touch the others
+                host.error = EngineError(f"internal error with {host.engine}: {type(error).__name__}: {error}")
+                host.error.__cause__ = error
 
         return noted
 
@@ -247,7 +251,8 @@ class _Job:
         host.part.state = "asking"
         if options.check_hosts and not options.force_local and self._name is not None:
             server = Server.beside(str(host.engine), options.server_port)
-            if server is not None and server.is_there():
+            is_elsewhere = self._store.bucket.url.scheme != "file"
+            if is_elsewhere and server is not None and server.is_there():
                 host.server = server
                 return
         self._plan(host)
@@ -288,18 +293,28 @@ class _Job:
     # Bringing it there
 
     def _have_pulled(self, host: _Host, server: Server) -> None:
-        """Have a server pull by itself; if it cannot, bring the image there from here."""
+        """Have a server pull by itself; if it cannot, or not into this engine, bring the image there from here."""
         if self._name is None:
             return
+        host.server, host.shares = None, False
+        reason, is_new = None, False
         try:
-            host.is_new = server.pull(self._store.bucket.url, self._name, self._found.digest, host.part)
+            is_new = server.pull(self._store.bucket.url, self._name, self._found.digest, host.part)
         except EngineError as error:
-            self._progress.warn(f"{error}: the image is sent to {host.engine} from here")
-            host.server = None
-            host.shares = False
+            reason = str(error)
+        try:
             self._plan(host)
-            if host.wants:
-                self._bring(host)
+        except EngineUnavailable as error:
+            if reason is not None:
+                raise
+            self._progress.warn(f"the server at {server} says that it pulled; {error}")
+            host.is_done = True
+        if host.is_done:
+            host.server, host.is_new = server, is_new or host.is_new
+            return
+        reason = reason or f"the server at {server} pulled, but not into {host.engine}"
+        self._progress.warn(f"{reason}: the image is sent from here")
+        self._bring(host)
 
     def _bring(self, host: _Host) -> None:
         there = self._brought(host)
@@ -357,13 +372,19 @@ class _Job:
             size, pieces = open_directly(layer, self._read(layer), self._spool, raw=raw)
         else:
             size, pieces = shared.open()
+            pieces = self._leaving(host, (layer.digest, raw), pieces)
         host.part.total += size - layer.size
         return size, _sent(host, pieces)
 
     def _name_it(self, host: _Host, there: EngineImage) -> None:
         host.is_done = True
         name = self._name
-        if name is not None and name.tag is not None and f"{name.name}:{name.tag}" not in there.names:
+        if (
+            name is not None
+            and name.tag is not None
+            and name.digest is None
+            and f"{name.name}:{name.tag}" not in there.names
+        ):
             host.engine.tag(there.id, name)
             host.is_new = True
 
@@ -380,7 +401,9 @@ class _Job:
         for (digest, raw), count in readers.items():
             also_unpacked = not raw and (digest, True) in readers
             size = _stated_size(layers[digest]) if raw else layers[digest].size
-            self._shared[digest, raw] = SharedLayer(self._spool, readers=count + also_unpacked, size=size)
+            self._shared[digest, raw] = SharedLayer(
+                self._spool, readers=count + also_unpacked, size=size, what=f"layer {digest}"
+            )
         reading = threading.Thread(target=self._read_shared, args=(layers.values(),), name="read")
         reading.start()
         return reading
@@ -403,11 +426,18 @@ class _Job:
         reason = stored.fill(self._read(layer)) if stored is not None else None
         if raw is None:
             return reason
-        return raw.fill(_opened(stored) if stored is not None else unpacked(self._read(layer)))
+        return raw.fill(_opened(layer, stored) if stored is not None else unpacked_layer(layer, self._read(layer)))
+
+    def _leaving(self, host: _Host, key: tuple[Digest, bool], pieces: Iterator[Data]) -> Iterator[Data]:
+        """Pass a shared layer on, and make room once it is through."""
+        yield from pieces
+        host.left.add(key)
+        self._shared[key].leave()
 
     def _leave(self, host: _Host) -> None:
+        """Say that the host wants no more of what is shared."""
         for key in host.gets():
-            if key in self._shared:
+            if key in self._shared and key not in host.left:
                 self._shared[key].leave()
 
     def _read(self, layer: StoredLayer) -> Iterator[Data]:
@@ -443,9 +473,9 @@ def _is_it(there: EngineImage, image: StoredImage) -> bool:
     return there.is_whole and there.diff_ids == image.diff_ids
 
 
-def _opened(stored: SharedLayer) -> Iterator[Data]:
+def _opened(layer: StoredLayer, stored: SharedLayer) -> Iterator[Data]:
     try:
-        yield from unpacked(stored.open()[1])
+        yield from unpacked_layer(layer, stored.open()[1])
     finally:
         stored.leave()
 

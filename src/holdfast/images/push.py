@@ -20,7 +20,7 @@ from holdfast.images.spool import Spool
 from holdfast.images.target import DogestryTarget, RegistryTarget, Target
 from holdfast.model.digest import Digest
 from holdfast.model.images import ImageName, image_id
-from holdfast.model.oci import ImageConfig
+from holdfast.model.oci import ImageConfig, Index, read_manifest
 from holdfast.progress import Part, Progress
 from holdfast.storage.dogestry import DogestryLayout
 from holdfast.storage.store import Store
@@ -302,6 +302,9 @@ class _Blobs(_Pushing):
     def publish_known(self) -> Digest | None:
         """Publish the image if nothing of it is missing in the store; None if something is."""
         found = self._found
+        root = self._target.read_manifest(found.id)
+        if root is None or (not found.manifests and isinstance(read_manifest(root), Index)):
+            return None  # engines before 28 do not say which images of an index they have
         if not self._target.publish_tree(found.id, self._target.read_manifest, needed=found.manifests):
             return None
         for diff_id in found.diff_ids:

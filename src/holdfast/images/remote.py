@@ -8,7 +8,10 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import socket
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -19,6 +22,7 @@ from holdfast.model.urls import BucketUrl
 from holdfast.progress import Part
 
 _CHECK_TIMEOUT_S = 1.0
+_CHECK_AT_MOST_S = 3.0
 _WORK_TIMEOUT_S = 1800.0
 _LONGEST_LINE = 64 * 1024
 _OK = b"OK"
@@ -41,15 +45,20 @@ class Server:
         return f"{self.host}:{self.port}"
 
     def is_there(self) -> bool:
-        """Whether one answers, within a second."""
+        """Whether one answers, within some seconds."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=_CHECK_TIMEOUT_S)
+        # A timeout is for each piece that comes, and they may come one by one.
+        limit = threading.Timer(_CHECK_AT_MOST_S, lambda: _hang_up(connection))
+        limit.daemon = True
+        limit.start()
         try:
             connection.request("GET", "/status/check")
             response = connection.getresponse()
             return response.status == http.HTTPStatus.OK and response.read(16).strip() == _OK
-        except (OSError, http.client.HTTPException):
+        except (OSError, http.client.HTTPException, UnicodeError):  # a host's name that cannot be one
             return False
         finally:
+            limit.cancel()
             connection.close()
 
     def pull(self, store: BucketUrl, name: ImageName, digest: Digest, part: Part) -> bool:
@@ -66,7 +75,7 @@ class Server:
             if response.status != http.HTTPStatus.OK:
                 raise EngineError(f"the server at {self} refused to pull: {_message(response.read(_LONGEST_LINE))}")
             return self._follow(response, digest, part)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, UnicodeError) as error:
             raise EngineUnavailable(f"the server at {self} broke off: {str(error) or type(error).__name__}") from error
         finally:
             connection.close()
@@ -86,6 +95,12 @@ class Server:
         if not is_it:
             raise EngineError(f"the server at {self} pulled another image of this name")
         return is_new
+
+
+def _hang_up(connection: http.client.HTTPConnection) -> None:
+    if connection.sock is not None:
+        with suppress(OSError):
+            connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, object]]:

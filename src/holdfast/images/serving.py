@@ -7,11 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from holdfast.config import Secret
-from holdfast.errors import BusyError, ForbiddenError, NotFoundError, UsageError
+from holdfast.errors import BusyError, ForbiddenError, NotFoundError, UsageError, WrongPlatform
 from holdfast.images.engine import Engine
 from holdfast.images.pull import Pulled, PullOptions, pull
 from holdfast.model.images import DEFAULT_HOST, ImageName
@@ -101,7 +100,7 @@ class Stores:
         if len(text) > _LONGEST_URL:
             raise UsageError("the store's URL is too long")
         url = BucketUrl.parse(text)
-        if url.scheme != "s3":
+        if url.scheme != "s3" and not (url.scheme in ("gs", "az") and self._is_own(url)):
             raise UsageError(f"a client may not name a {url.scheme}:// store", hint="it is written s3://BUCKET/PREFIX")
         for option, value in url.options:
             is_allowed = option == "region" or (option == "endpoint" and value.rstrip("/") in self._endpoints)
@@ -141,15 +140,17 @@ class PullJob:
 class Pulls:
     """Runs pulls in threads, a few at a time, in the order in which they were asked for. Safe from any thread.
 
-    What is asked for while the same waits or is under way is that one. Memory: what a pull takes for each that runs, a
-    name for each that waits.
+    What is asked for while the same waits is that one; and while it is under way, if it is named by its digest: a tag
+    may have been moved since it was looked up. Memory: what a pull takes for each that runs, a name for each that
+    waits.
     """
 
     def __init__(self, pull: Pull, at_once: int) -> None:
         self._pull = pull
         self._at_once = at_once
         self._pool = ThreadPoolExecutor(at_once, "pull")
-        self._jobs: dict[Wanted, PullJob] = {}
+        self._waiting: dict[Wanted, PullJob] = {}
+        self._running: dict[PullJob, None] = {}
         self._lock = threading.Lock()
         self._is_stopped = False
         self._watchers: list[Callable[[PullJob], None]] = []
@@ -162,13 +163,13 @@ class Pulls:
     def running(self) -> int:
         """How many pulls are under way."""
         with self._lock:
-            return sum(job.is_started for job in self._jobs.values())
+            return len(self._running)
 
     @property
     def waiting(self) -> int:
         """How many pulls wait for their turn."""
         with self._lock:
-            return sum(not job.is_started for job in self._jobs.values())
+            return len(self._waiting)
 
     def ask(self, wanted: Wanted) -> PullJob:
         """Ask for an image.
@@ -178,14 +179,15 @@ class Pulls:
         with self._lock:
             if self._is_stopped:
                 raise _stopping()
-            if wanted in self._jobs:
-                return self._jobs[wanted]
-            if sum(not job.is_started for job in self._jobs.values()) >= _MOST_WAITING:
+            known = self._known(wanted)
+            if known is not None:
+                return known
+            if len(self._waiting) >= _MOST_WAITING:
                 raise BusyError(f"{_MOST_WAITING} pulls wait already", hint="try again later")
-            job = PullJob(wanted, must_wait=len(self._jobs) >= self._at_once)
+            job = PullJob(wanted, must_wait=len(self._waiting) + len(self._running) >= self._at_once)
             for watcher in self._watchers:
                 job.done.add_done_callback(lambda _, ended=watcher: ended(job))  # type: ignore[misc]
-            self._jobs[wanted] = job
+            self._waiting[wanted] = job
             self._pool.submit(self._run, job)
             return job
 
@@ -193,9 +195,8 @@ class Pulls:
         """Take no more requests, drop those that wait, and give those that run some time. Whether all have ended."""
         with self._lock:
             self._is_stopped = True
-            dropped = [job for job in self._jobs.values() if not job.is_started]
-            self._jobs = {wanted: job for wanted, job in self._jobs.items() if job.is_started}
-            running = [job.done for job in self._jobs.values()]
+            dropped, self._waiting = list(self._waiting.values()), {}
+            running = [job.done for job in self._running]
         for job in dropped:
             job.done.set_exception(_stopping())
         have_ended = not wait(running, grace_s).not_done
@@ -203,17 +204,23 @@ class Pulls:
             self._pool.shutdown()  # by then all watchers have been told
         return have_ended
 
+    def _known(self, wanted: Wanted) -> PullJob | None:
+        if wanted in self._waiting or wanted.name.digest is None:
+            return self._waiting.get(wanted)
+        return next((job for job in self._running if job.wanted == wanted), None)
+
     def _run(self, job: PullJob) -> None:
         with self._lock:
-            if self._jobs.get(job.wanted) is not job:  # dropped
+            if self._waiting.pop(job.wanted, None) is None:  # dropped
                 return
             job.is_started = True
+            self._running[job] = None
         try:
             result, failure = self._pull(job.wanted, job.progress), None
         except BaseException as error:  # noqa: BLE001 - it goes to whoever asked
             result, failure = None, error
         with self._lock:
-            del self._jobs[job.wanted]
+            del self._running[job]
         # Last: whoever is told may ask again at once, and must not find this one under way.
         if result is None:
             job.done.set_exception(failure)
@@ -235,8 +242,12 @@ def into_engine(stores: Stores, docker: str | None, tempdir: str | None) -> Pull
         store = stores.open(wanted.origin)
         *others, last = dict.fromkeys((wanted.name, wanted.name.without_host()))
         for name in others:
-            with suppress(NotFoundError):
+            try:
                 return pull(store, str(name), [engine], options, progress, called=wanted.name)
+            except WrongPlatform:
+                raise  # it is there: whatever lies under another name is another image
+            except NotFoundError:
+                continue
         return pull(store, str(last), [engine], options, progress, called=wanted.name)
 
     return pull_wanted

@@ -133,7 +133,7 @@ class RegistryTarget(Target):
             layers=[Descriptor(layer.media_type, layer.digest, layer.size) for layer in layers],
         ).encode()
         digest = Digest.of(manifest)
-        if not (self._is_tagged(digest) and self._holds(manifest) and self._holds(config)):
+        if not (self._is_tagged(digest) and self._holds(digest) and self._holds(Digest.of(config))):
             self._store.put_blob(self._repositories[0], Digest.of(config), config, rewrite=True)
             self._link([layer.parsed() for layer in layers] + [Digest.of(config)])
             self._tag([(digest, manifest)])
@@ -210,15 +210,15 @@ class RegistryTarget(Target):
             self._progress.advance(stored=sent)
         return True
 
-    def _holds(self, data: bytes) -> bool:
+    def _holds(self, digest: Digest) -> bool:
         """Whether a small blob is there, and whole."""
-        return self.config(Digest.of(data), ()) is not None
+        return self.config(digest, ()) is not None
 
     def _has_all(self, manifests: Iterable[tuple[Digest, bytes]]) -> bool:
         """Whether manifests are there, and belong to all repositories: an index may have had fewer of them before."""
         return all(
-            self._holds(data) and all(self._store.has_manifest(repository, digest) for repository in self._repositories)
-            for digest, data in manifests
+            self._holds(digest) and all(self._store.has_manifest(there, digest) for there in self._repositories)
+            for digest, _ in manifests
         )
 
     def _is_tagged(self, digest: Digest) -> bool:
@@ -234,8 +234,8 @@ class RegistryTarget(Target):
         """Put manifests, of which the last one is tagged."""
         digest = manifests[-1][0]
         for repository in self._repositories:
-            for _, data in manifests:
-                self._store.put_manifest(repository, data)
+            for known_by, data in manifests:
+                self._store.put_manifest(repository, data, digest=known_by)
         for name in self._names:
             if name.tag:
                 self._store.set_tag(name.repository, name.tag, digest)

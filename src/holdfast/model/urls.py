@@ -39,8 +39,9 @@ class BucketUrl:
         :raises UsageError: unknown scheme or option, a missing bucket, a relative ``file://`` path, credentials in it.
         """
         try:
+            text.encode()
             parts = urlsplit(text)
-        except ValueError as error:  # brackets that hold no address
+        except ValueError as error:  # brackets that hold no address, or half of a character
             raise UsageError(f"not a store: {_without_secrets(text)!r}") from error
         if parts.scheme not in SCHEMES:
             hint = f"a store is a URL that begins with {', '.join(f'{s}://' for s in SCHEMES if s != 'memory')}"

@@ -191,11 +191,14 @@ class Store:
         """Whether a manifest is a revision of a repository."""
         return self.bucket.size(f"{_revisions_key(repository)}/{_link_path(digest)}") is not None
 
-    def put_manifest(self, repository: Repository, data: bytes) -> Digest:
-        """Store a manifest whose blobs are all there, and link it as a revision of its repository."""
+    def put_manifest(self, repository: Repository, data: bytes, *, digest: Digest | None = None) -> Digest:
+        """Store a manifest whose blobs are all there, and link it as a revision of its repository.
+
+        ``digest`` is what it is known by elsewhere, with another algorithm than ours perhaps.
+        """
         if len(data) > LARGEST_MANIFEST:
             raise BucketError(f"a manifest of {len(data)} bytes is larger than registries take ({LARGEST_MANIFEST})")
-        digest = Digest.of(data)
+        digest = digest or Digest.of(data)
         self.bucket.put(blob_key(digest), data)
         self.link_manifest(repository, digest)
         return digest
@@ -208,12 +211,6 @@ class Store:
         try:
             return Manifest.decode(self.read_blob(digest, limit=LARGEST_MANIFEST))
         except DamageError as error:
-            raise DamageError(f"manifest {digest} of {repository}: {error}") from error
-        except ObjectNotFound:
-            raise
-        except BucketError as error:
-            if error.retryable:
-                raise
             raise DamageError(f"manifest {digest} of {repository}: {error}") from error
 
     def set_tag(self, repository: Repository, tag: Tag, digest: Digest) -> None:
@@ -233,6 +230,10 @@ class Store:
             data = self.bucket.get(key, limit=_LONGEST_LINK)
         except ObjectNotFound as error:
             raise NotFoundError(f"{repository} has no tag {tag} in {self}") from error
+        except (AccessDenied, Unavailable):
+            raise
+        except BucketError as error:
+            raise DamageError(f"the link of tag {tag} of {repository} in {self} is not a digest") from error
         try:
             return Digest.parse(data.decode("ascii").strip())
         except (UsageError, UnicodeDecodeError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from holdfast.config import Secret
 from holdfast.errors import UsageError
@@ -20,7 +20,7 @@ class Keys:
     :raises UsageError: one of them is empty, or holds what no key has.
     """
 
-    access: str
+    access: str = field(repr=False)
     secret: Secret
 
     def __post_init__(self) -> None:
