@@ -19,6 +19,7 @@ from holdfast.errors import EngineError, EngineUnavailable, UsageError
 from holdfast.model.digest import Digest
 from holdfast.model.images import ImageName
 from holdfast.model.oci import Platform
+from holdfast.storage.bucket import Source
 
 _CONNECT_TIMEOUT_S = 5
 _ASK_TIMEOUT_S = 60
@@ -109,6 +110,11 @@ class Engine:
             )
         return cls(found, tls if found.startswith("tcp:") else None)
 
+    def close(self) -> None:
+        """End its connections; it may be asked again."""
+        while self._connections:
+            self._connections.popitem()[1].close()
+
     @property
     def traits(self) -> Traits:
         """Ask what it is like, once.
@@ -174,7 +180,7 @@ class Engine:
 
         :raises EngineError: the engine refused it.
         """
-        source = _Source(data)
+        source = Source(data)
         try:
             with self._translated("load the image"):
                 for event in self._worker.load_image(source):
@@ -267,26 +273,6 @@ class _Client(docker.APIClient):  # type: ignore[misc]
     def _retrieve_server_version(self) -> Any:
         self.trust_env = False
         return super()._retrieve_server_version()
-
-
-class _Source:
-    """Passes pieces on, and remembers what their maker raised: requests translates what comes through it."""
-
-    def __init__(self, data: Iterator[bytes]) -> None:
-        self._data = data
-        self.error: BaseException | None = None
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        try:
-            return next(self._data)
-        except StopIteration:
-            raise
-        except BaseException as error:
-            self.error = error
-            raise
 
 
 def _where(address: str | None) -> tuple[str, Any]:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from holdfast.config import Secret
@@ -237,18 +238,18 @@ def into_engine(stores: Stores, docker: str | None, tempdir: str | None) -> Pull
     options = PullOptions(tempdir=tempdir, force_local=True)
 
     def pull_wanted(wanted: Wanted, progress: Progress) -> Pulled:
-        engine = Engine.open(docker)
-        _check_platform(engine, wanted.platform)
-        store = stores.open(wanted.origin)
-        *others, last = dict.fromkeys((wanted.name, wanted.name.without_host()))
-        for name in others:
-            try:
-                return pull(store, str(name), [engine], options, progress, called=wanted.name)
-            except WrongPlatform:
-                raise  # it is there: whatever lies under another name is another image
-            except NotFoundError:
-                continue
-        return pull(store, str(last), [engine], options, progress, called=wanted.name)
+        with closing(Engine.open(docker)) as engine:
+            _check_platform(engine, wanted.platform)
+            store = stores.open(wanted.origin)
+            *others, last = dict.fromkeys((wanted.name, wanted.name.without_host()))
+            for name in others:
+                try:
+                    return pull(store, str(name), [engine], options, progress, called=wanted.name)
+                except WrongPlatform:
+                    raise  # it is there: whatever lies under another name is another image
+                except NotFoundError:
+                    continue
+            return pull(store, str(last), [engine], options, progress, called=wanted.name)
 
     return pull_wanted
 

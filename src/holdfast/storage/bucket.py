@@ -72,7 +72,7 @@ class Bucket(ABC):
         Memory: a few parts of 8 MiB, or of a 9,000th of ``expected_bytes`` where that is more (S3 knows 10,000 parts).
         What ``data`` raises comes out as it is; what was sent until then is taken back where that can be.
         """
-        source = _Source(data)
+        source = Source(data)
         part_bytes = max(_PART_BYTES, -(-expected_bytes // _MOST_PARTS))
         try:
             return self._put_stream(key, source, label, part_bytes)
@@ -176,7 +176,7 @@ class Bucket(ABC):
         return False
 
 
-class _Source:
+class Source:
     """Passes buffers on, and remembers what their maker raised: a client library may wrap or translate it."""
 
     def __init__(self, data: Iterator[Data]) -> None:
