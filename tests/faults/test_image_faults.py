@@ -230,7 +230,7 @@ def test_an_engine_that_freezes_holds_up_no_other(
 def test_an_engine_that_does_not_answer_at_all_holds_up_no_other(
     listening_engine, docker_engine, two_engines, ship, image, background, monkeypatch
 ):
-    monkeypatch.setattr("holdfast.images.pull._PATIENCE_S", 1)
+    monkeypatch.setattr("holdfast.images.fleet._PATIENCE_S", 1)
     there = load(docker_engine, image, [layer(a=image.encode())])
     ship.push(docker_engine, image)
 

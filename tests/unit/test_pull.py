@@ -31,8 +31,7 @@ from holdfast.errors import (
     Unavailable,
     UsageError,
 )
-from holdfast.images import bundle
-from holdfast.images import pull as pulling
+from holdfast.images import bundle, fleet
 from holdfast.images.pull import PullOptions, pull
 from holdfast.images.push import PushOptions, push
 from holdfast.model.digest import Digest
@@ -385,7 +384,7 @@ def test_a_slow_engine_holds_up_nobody(store, bucket, slow):
 
 
 def test_an_engine_that_is_slow_to_answer_holds_up_nobody(store, monkeypatch):
-    monkeypatch.setattr(pulling, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(fleet, "_PATIENCE_S", 0.05)
     _put(store)
     engines = _four()
     others_done = [threading.Event() for _ in engines[1:]]
@@ -700,7 +699,7 @@ def servers(monkeypatch):
                 raise FakeServer.answer
             return FakeServer.answer
 
-    monkeypatch.setattr(pulling, "Server", FakeServer)
+    monkeypatch.setattr(fleet, "Server", FakeServer)
     return FakeServer
 
 
