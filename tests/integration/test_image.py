@@ -134,7 +134,7 @@ def test_the_image_holds_what_runs_and_nothing_that_built_it(docker_engine, cont
     assert config["Entrypoint"] == ["holdfast"]
     assert config["Cmd"] == ["serve"]
     assert config["User"] == ""
-    assert config["ExposedPorts"] == {"80/tcp": {}}
+    assert config["ExposedPorts"] == {"80/tcp": {}, "22375/tcp": {}}
     assert config["Volumes"] is None
     assert config["Labels"]["org.opencontainers.image.title"] == "Holdfast"
     assert config["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"

@@ -8,7 +8,7 @@ from backups import memory_bucket
 from dogestry_rig import push_old, tar_of
 from fake_engine import AMD64, ARM64, FakeEngine, blobs_of, index_of, layer_of
 from faulty import FaultyBucket, blob_key, read
-from holdfast.errors import DamageError, NotFoundError, Unavailable, UsageError
+from holdfast.errors import DamageError, NotFoundError, ObjectNotFound, Unavailable, UsageError
 from holdfast.images.catalog import find_image, layers_of, list_images
 from holdfast.images.push import PushOptions, push
 from holdfast.images.spool import Spool
@@ -16,7 +16,9 @@ from holdfast.model.digest import Digest
 from holdfast.model.images import ImageName
 from holdfast.model.names import Repository, Tag
 from holdfast.model.oci import Platform
+from holdfast.model.urls import BucketUrl
 from holdfast.progress import Progress
+from holdfast.storage.backends import open_bucket
 from holdfast.storage.store import Store
 
 SMALL, MORE = layer_of(3000), layer_of(4000, "more")
@@ -216,3 +218,10 @@ def test_what_is_no_name_is_refused(store):
         with pytest.raises(UsageError):
             _find(store, image)
     assert ImageName.parse("app").tag is not None
+
+
+def test_a_bucket_that_is_not_there_is_told_from_an_image_that_is_not(tmp_path):
+    store = Store(open_bucket(BucketUrl.parse(f"file://{tmp_path}/nosuch")))
+
+    with pytest.raises(ObjectNotFound, match="there is no bucket"):
+        find_image(store, "app:1", Spool(None), Progress())

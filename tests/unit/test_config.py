@@ -21,6 +21,7 @@ from holdfast.config import (
     load_secret_files,
     parse_compression,
     read_configuration,
+    read_image_store,
     read_settings,
     schema,
 )
@@ -627,3 +628,23 @@ def test_the_old_variable_takes_a_name_alone(name):
     with pytest.raises(UsageError, match="S3_BUCKET_NAME") as caught:
         read_settings(environment={"S3_BUCKET_NAME": name})
     assert "HOLDFAST_STORE" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "layout", "wanted"),
+    [
+        ("s3://b", None, None),
+        ("s3://b", "dogestry", "dogestry"),
+        ("s3://b", "tarball", None),  # which is about volumes
+        ("s3://b?layout=registry", "dogestry", "registry"),
+        ("s3://b?layout=dogestry", None, "dogestry"),
+    ],
+)
+def test_the_layout_of_images(text, layout, wanted):
+    url = read_image_store(text, {"HOLDFAST_LAYOUT": layout} if layout else {})
+    assert url.option("layout") == wanted
+
+
+def test_images_are_in_no_tarball():
+    with pytest.raises(UsageError, match="layout tarball"):
+        read_image_store("s3://b?layout=tarball", {})

@@ -180,7 +180,7 @@ def test_certificates_that_cannot_be_read_are_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
     monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path / "nosuch"))
 
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match=r"nosuch has not all of ca\.pem, cert\.pem and key\.pem"):
         Engine.open("tcp://h1:2376")
 
 

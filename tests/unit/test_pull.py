@@ -730,6 +730,19 @@ def test_a_server_that_pulls_into_another_engine_is_not_believed(store, servers)
     assert [warning for warning in progress.warnings if "not into tcp://far:2375" in warning]
 
 
+def test_a_server_that_refuses_did_not_pull_what_was_there_before(store, servers):
+    _put(store)
+    far = FakeEngine("tcp://far:2375")
+    _pull(store, far, force_local=True)
+    servers.answer = EngineError("its store is another one")
+    progress = Progress()
+
+    done = _pull(store, far, progress=progress)
+
+    assert [(host.state, host.by_server) for host in done.hosts] == [("up to date", False)]
+    assert [warning for warning in progress.warnings if "its store is another one" in warning]
+
+
 def test_a_server_is_believed_where_its_engine_cannot_be_asked(store, servers):
     _put(store)
     near, far = FakeEngine(), FakeEngine("tcp://far:2375")

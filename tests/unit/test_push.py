@@ -26,6 +26,7 @@ from holdfast.images.target import RegistryTarget
 from holdfast.model.digest import Digest
 from holdfast.model.images import ImageName
 from holdfast.model.oci import LARGEST_MANIFEST
+from holdfast.model.urls import BucketUrl
 from holdfast.progress import Progress
 from holdfast.storage.store import KnownLayer, Store
 
@@ -614,3 +615,26 @@ def test_layers_noted_by_somebody_else_as_something_else_are_no_help_to_him(stor
 
     with pytest.raises(HoldfastError):  # no engine takes it for that layer
         _pulled(store)
+
+
+def test_layers_of_one_size_are_not_taken_for_each_other(store):
+    layers = [layer_of(300_000, seed) for seed in (7, 8, 9)]
+    assert len({len(layer) for layer in layers}) == 1
+    engine = FakeEngine(old_shape=True)
+    engine.build("app:1", layers)
+
+    assert _push(store, engine).layers_sent == 3
+    assert engine.saves == 1
+
+
+def test_an_old_layout_behind_a_newer_one_is_said_to_be(bucket, store):
+    engine = FakeEngine()
+    engine.build("app:1", LAYERS)
+    _push(store, engine)
+    old = Store(FaultyBucket(bucket.inner))
+    old.bucket.url = BucketUrl.parse(f"{bucket.url}?layout=dogestry")
+    progress = Progress()
+
+    _push(old, engine, progress=progress)
+
+    assert [warning for warning in progress.warnings if "app:1 in layout registry too" in warning]

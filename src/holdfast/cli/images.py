@@ -12,7 +12,7 @@ import typer
 
 from holdfast.cli.options import JsonOption, ProgressOption, ProgressStyle, QuietOption, open_lasting
 from holdfast.cli.render import View, ask, printable, read_answer, size_text
-from holdfast.config import DEFAULT_LEVEL, Secret, parse_compression
+from holdfast.config import DEFAULT_LEVEL, Secret, parse_compression, read_image_store
 from holdfast.errors import INCOMPLETE, UsageError, exit_code
 
 if TYPE_CHECKING:
@@ -86,7 +86,10 @@ def push(  # noqa: PLR0913 - the options of a command
     compression: Annotated[
         str,
         typer.Option(
-            "--compression", metavar="HOW", help="zstd, zstd:1 to zstd:19, gzip (for Docker before 23), none."
+            "--compression",
+            metavar="HOW",
+            envvar="HOLDFAST_COMPRESSION",
+            help="zstd, zstd:1 to zstd:19, gzip (for Docker before 23), none.",
         ),
     ] = "zstd",
     tempdir: TempdirOption = None,
@@ -284,13 +287,9 @@ def _secret_of_environment(access_key: str | None) -> Secret | None:
 
 
 def _open(store: str) -> Store:
-    from holdfast.model.urls import BucketUrl
     from holdfast.storage.store import Store
 
-    url = BucketUrl.parse(store)
-    if url.option("layout") == "tarball":
-        raise UsageError("images cannot be kept in layout tarball", hint="the layout is registry or dogestry")
-    return Store(open_lasting(url))
+    return Store(open_lasting(read_image_store(store)))
 
 
 def _engines(hosts: Sequence[str] | None) -> list[Engine]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from holdfast.errors import HoldfastError, exit_code
+from holdfast.errors import HoldfastError, TargetError, exit_code
 from holdfast.model.snapshot import shown
 from holdfast.progress import Part, Progress
 
@@ -243,7 +243,8 @@ def write_bytes(data: bytes | memoryview) -> None:
 
 def flush() -> None:
     """Make sure that everything written reached stdout's other end."""
-    sys.stdout.flush()
+    with _translated():
+        sys.stdout.flush()
 
 
 def is_terminal() -> bool:
@@ -309,7 +310,20 @@ def _json(document: dict[str, Any]) -> str:
 
 
 def _write(line: str) -> None:
-    sys.stdout.write(line + "\n")
+    with _translated():
+        sys.stdout.write(line + "\n")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Say that it is the output that cannot be written. A reader that has gone is the caller's affair."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        drop_stdout()
+        raise TargetError(f"the output cannot be written: {error.strerror}") from error
 
 
 def _tell(line: str) -> None:

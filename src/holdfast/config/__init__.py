@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 from holdfast.config.secret import Secret, load_secret_files
 from holdfast.config.values import Address, Configuration, EngineSettings, Layout, Log, Persist, Serve, Settings
@@ -29,6 +30,7 @@ __all__ = [
     "load_secret_files",
     "parse_compression",
     "read_configuration",
+    "read_image_store",
     "read_settings",
 ]
 
@@ -66,6 +68,22 @@ def read_settings(
     url = _store(store or given.store, env)
     layout = _layout(env.get("HOLDFAST_LAYOUT") or given.layout, url)
     return Settings(url, parse_compression(compression or given.compression or "zstd"), layout)
+
+
+def read_image_store(text: str, environment: Mapping[str, str] | None = None) -> BucketUrl:
+    """Read the store of a command about images, which it names itself.
+
+    ``HOLDFAST_LAYOUT=dogestry`` says what ``layout=dogestry`` in the URL does; ``tarball`` there is about volumes.
+
+    :raises UsageError: it is none, or images cannot be in its layout.
+    """
+    env = os.environ if environment is None else environment
+    url = BucketUrl.parse(text)
+    if url.option("layout") == "tarball":
+        raise UsageError("images cannot be kept in layout tarball", hint="the layout is registry or dogestry")
+    if url.option("layout") is None and env.get("HOLDFAST_LAYOUT") == "dogestry":
+        return replace(url, options=(*url.options, ("layout", "dogestry")))
+    return url
 
 
 def read_configuration(path: str | None, environment: Mapping[str, str] | None = None) -> Configuration:

@@ -10,7 +10,7 @@ from typing import Any
 
 from holdfast.archive.blobs import Data, checked, raw_size
 from holdfast.archive.frames import TABLE_TAIL
-from holdfast.errors import DamageError, NotFoundError, UsageError, WrongPlatform
+from holdfast.errors import DamageError, NotFoundError, ObjectNotFound, UsageError, WrongPlatform
 from holdfast.images.dogestry import LegacyImage, LegacyLayer, plain_manifest, read_image
 from holdfast.images.spool import Spool
 from holdfast.model.digest import Digest
@@ -162,6 +162,8 @@ def find_image(store: Store, image: str, spool: Spool, progress: Progress) -> Fo
     found = _by_name(store, old, name, spool, progress) if name else None
     if found is None and digits is not None:
         found = _by_id(store, old, image, digits, spool, progress)
+    if found is None and not store.bucket.exists():
+        raise ObjectNotFound(f"there is no bucket {store}", hint="check its name, the endpoint and the region")
     if found is None:
         raise NotFoundError(f"there is no image {name or image} in {store}", hint=f"holdfast list '{store}' shows them")
     return found
@@ -207,8 +209,8 @@ def _by_id(
         raise UsageError(
             f"several images have ids that begin with {digits}: {named}", hint="give more digits, or a name"
         )
-    for name, digest in found.values():
-        return _in_registry(store, name, digest, None)
+    for _, digest in found.values():
+        return _in_registry(store, image, digest, None)
     old_id = old.full_id(digits)
     return None if old_id is None else _in_dogestry(old, image, old_id, None, spool, progress)
 

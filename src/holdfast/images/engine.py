@@ -12,7 +12,7 @@ import docker
 import requests
 import urllib3
 from docker.context import ContextAPI
-from docker.errors import APIError, DockerException, ImageNotFound
+from docker.errors import APIError, DockerException, ImageNotFound, TLSParameterError
 from docker.utils import kwargs_from_env, parse_host
 
 from holdfast.errors import EngineError, EngineUnavailable, UsageError
@@ -98,6 +98,12 @@ class Engine:
         try:
             found, tls = _where(address)
             parse_host(found, tls=bool(tls))
+        except TLSParameterError as error:
+            place = os.environ.get("DOCKER_CERT_PATH") or os.path.expanduser("~/.docker")
+            raise UsageError(
+                f"TLS is asked for, but {place} has not all of ca.pem, cert.pem and key.pem",
+                hint="DOCKER_CERT_PATH names where they are; without it and DOCKER_TLS_VERIFY there is no TLS",
+            ) from error
         except (DockerException, ValueError, OSError) as error:
             raise UsageError(
                 f"not the address of a Docker Engine: {address or os.environ.get('DOCKER_HOST') or 'its context'}",

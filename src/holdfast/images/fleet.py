@@ -248,11 +248,14 @@ class Fleet:
                 raise
             self._progress.warn(f"the server at {server} says that it pulled; {error}")
             host.is_done = True
-        if host.is_done:
+        if host.is_done and reason is None:
             host.server, host.is_new = server, is_new or host.is_new
             return
+        if host.is_done:
+            self._progress.warn(f"{reason}: {host.engine} has the image all the same")
+            return
         reason = reason or f"the server at {server} pulled, but not into {host.engine}"
-        self._progress.warn(f"{reason}: the image is sent from here")
+        self._progress.warn(f"{reason}: the image is sent to {host.engine} from here")
         self._bring(host)
 
     def _bring(self, host: _Host) -> None:

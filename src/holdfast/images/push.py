@@ -93,6 +93,11 @@ def push(store: Store, engine: Engine, image: str, options: PushOptions, progres
     pushing: _Blobs | _Layers
     if layout == "dogestry":
         store.bucket.make_if_missing()
+        for name in names:
+            if name.tag and store.tag_digest(name.repository, name.tag) is not None:
+                progress.warn(
+                    f"{store} has {name} in layout registry too: that is the one which is pulled by this name"
+                )
         target = DogestryTarget(DogestryLayout(store.bucket), names, found.diff_ids, progress)
         pushing = _Layers(engine, found, target, options, progress)
     else:
@@ -186,6 +191,7 @@ class _Layers(_Pushing):
         super().__init__(engine, found, options, progress)
         self._target = target
         self._have: dict[Digest, int] = {}
+        self._known_sizes: frozenset[int] = frozenset()
         self._guesses = True
 
     def publish_known(self) -> Digest | None:
@@ -193,6 +199,7 @@ class _Layers(_Pushing):
         found = self._found
         config_digest = None if self._engine.traits.keeps_blobs else found.id
         self._have = dict(self._target.known(config_digest, found.diff_ids))
+        self._known_sizes = frozenset(self._have.values())
         if config_digest is None or not set(found.diff_ids) <= self._have.keys():
             return None
         config = self._target.config(config_digest, found.diff_ids)
@@ -228,7 +235,7 @@ class _Layers(_Pushing):
 
         It is that one, then. Should it be another, that other is missing in the end, and all is read again.
         """
-        return self._guesses and size in self._have.values()
+        return self._guesses and size in self._known_sizes
 
     def _pack(self, content: Iterator[Data], size: int, part: Part) -> None:
         file = io.BytesIO() if size <= SMALL_BYTES else self._spool.open()
