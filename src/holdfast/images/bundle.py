@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os.path
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -178,7 +178,7 @@ class LoadedLayer:
 
 def write_loaded(
     *, root: Descriptor | None, blobs: Mapping[Digest, bytes], config: Digest, layers: Sequence[LoadedLayer]
-) -> Iterator[bytes]:
+) -> Generator[bytes, None, None]:
     """Give the tar that makes an engine have one image, without any name.
 
     ``blobs`` are the image's small blobs: its config, and its manifest (and index) if ``root`` names it: the tar is an

@@ -30,6 +30,7 @@ from holdfast.model.oci import (
     read_manifest,
 )
 from holdfast.progress import Progress
+from holdfast.storage.bucket import Readers
 from holdfast.storage.dogestry import DogestryLayout
 from holdfast.storage.store import Store
 
@@ -128,7 +129,7 @@ class ListedImage:
 def list_images(store: Store) -> Iterator[ListedImage]:
     """List the images of a store by name and tag; what layout registry has of a name hides what dogestry has."""
     names = set()
-    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+    with Readers(_REQUESTS_AT_ONCE) as pool:
         for repository in store.repositories():
             name = ImageName.of_repository(repository)
             if name is None:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -305,7 +306,8 @@ class Fleet:
         ]
         root = image.root if host.engine.traits.reads_zstd else None
         stream = write_loaded(root=root, blobs=image.small, config=image.config, layers=layers)
-        host.engine.load(stream, partial(_note_loading, host.part))
+        with closing(stream):
+            host.engine.load(stream, partial(_note_loading, host.part))
 
     def _open(self, host: _Host, layer: StoredLayer) -> Opened:
         raw = host.wants_raw(layer)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from holdfast.errors import AlreadyExists, ObjectNotFound
@@ -174,6 +175,17 @@ class Bucket(ABC):
             except AlreadyExists:
                 return True
         return False
+
+
+class Readers(ThreadPoolExecutor):
+    """The threads of a generator that reads ahead. Leaving them waits for none of them.
+
+    A generator that nobody reads to its end is ended by the garbage collector, in whichever thread that runs: in one
+    that is just beginning, perhaps, and holds the lock of ``threading`` that waiting for another thread needs as well.
+    """
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown(wait=False, cancel_futures=True)
 
 
 class Source:

@@ -12,11 +12,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from holdfast.errors import DamageError, NotFoundError, ObjectNotFound, UsageError
-from holdfast.storage.bucket import Bucket, Data, Label, ObjectStream
+from holdfast.storage.bucket import Bucket, Data, Label, ObjectStream, Readers
 
 LARGEST_JSON = 4 * 1024 * 1024
 """Bytes, of an image's ``json`` and of a config."""
@@ -77,7 +76,7 @@ class DogestryLayout:
         """
         keys = (item.key for item in self.bucket.objects(_TAGS))
         tags = (parts for parts in map(_taken_apart, keys) if parts is not None)
-        with ThreadPoolExecutor(_TAGS_AT_ONCE, "tags") as pool:
+        with Readers(_TAGS_AT_ONCE, "tags") as pool:
             while batch := list(islice(tags, _TAGS_AHEAD)):
                 for (name, tag), found in zip(batch, pool.map(self._listed, batch), strict=True):
                     yield name, tag, found

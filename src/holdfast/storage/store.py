@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import BinaryIO
 
 import msgspec
@@ -25,7 +25,7 @@ from holdfast.errors import (
 from holdfast.model.digest import Digest
 from holdfast.model.names import Repository, Tag
 from holdfast.model.oci import LARGEST_MANIFEST, Descriptor, Manifest
-from holdfast.storage.bucket import Bucket, Data, Label
+from holdfast.storage.bucket import Bucket, Data, Label, Readers
 
 _ROOT = "docker/registry/v2"
 _REPOSITORIES = f"{_ROOT}/repositories"
@@ -134,7 +134,7 @@ class Store:
         :raises DamageError: the blob is missing or too short.
         """
         starts = iter(range(0, size, _PIECE_BYTES))
-        with ThreadPoolExecutor(_PIECES_AT_ONCE, "read") as pool:
+        with Readers(_PIECES_AT_ONCE, "read") as pool:
             coming: deque[Future[Data]] = deque()
 
             def ask() -> None:
@@ -145,14 +145,10 @@ class Store:
 
             for _ in range(_PIECES_AT_ONCE):
                 ask()
-            try:
-                while coming:
-                    piece = coming.popleft().result()
-                    ask()
-                    yield piece
-            finally:
-                for future in coming:
-                    future.cancel()
+            while coming:
+                piece = coming.popleft().result()
+                ask()
+                yield piece
 
     def _piece(self, digest: Digest, start: int, length: int) -> Data:
         """Read a range, again where its body breaks off: obstore tries only the request again by itself."""

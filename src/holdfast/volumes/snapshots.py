@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, time
@@ -27,6 +26,7 @@ from holdfast.model.snapshot import (
     SnapshotConfig,
     sort_key,
 )
+from holdfast.storage.bucket import Readers
 from holdfast.storage.cache import Cache
 from holdfast.storage.store import Store
 
@@ -327,7 +327,7 @@ def list_snapshots(store: Store, name: SourceName | None = None) -> Iterator[Lis
             for tag in store.tags(repository)
             if tag.snapshot_time() is not None
         ]
-    with ThreadPoolExecutor(_READERS, "list") as pool:
+    with Readers(_READERS, "list") as pool:
         for listed in pool.map(lambda pair: _listed(store, *pair), pairs):
             if listed is not None:
                 yield listed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import chain
@@ -29,7 +28,7 @@ from holdfast.errors import (
     UsageError,
 )
 from holdfast.model.urls import BucketUrl
-from holdfast.storage.bucket import PROBE_KEY, Bucket, Data, Label, ObjectInfo, ObjectStream
+from holdfast.storage.bucket import PROBE_KEY, Bucket, Data, Label, ObjectInfo, ObjectStream, Readers
 
 # About 20 s of retries with nothing listening.
 RETRIES: Any = {
@@ -118,7 +117,7 @@ class ObjectBucket(Bucket):
 
         One long answer would be cut off by a server that tires of a slow reader.
         """
-        with ThreadPoolExecutor(1, "read") as pool:
+        with Readers(1, "read") as pool:
             coming = [pool.submit(self._piece, key, 0, min(size, _PIECE_BYTES), etag)] if size else []
             for start in range(0, size, _PIECE_BYTES):
                 piece = coming.pop().result()
