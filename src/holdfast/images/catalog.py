@@ -36,7 +36,6 @@ from holdfast.storage.store import Store
 
 _REQUESTS_AT_ONCE = 16
 _MOST_ENTRIES = 1000
-_SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +237,6 @@ def _ids(store: Store, repository: Repository, tag: Tag) -> tuple[str, list[Dige
 
 def layers_of(store: Store, manifest: Digest) -> set[Digest]:
     """Give the layers of a manifest, nothing where the store has no such manifest."""
-    if store.blob_size(manifest) is None:
-        return set()
     try:
         found = read_manifest(store.read_blob(manifest, limit=LARGEST_MANIFEST))
         return {layer.parsed() for layer in found.layers} if isinstance(found, ImageManifest) else set()

@@ -21,18 +21,12 @@ from typing import TypeVar
 
 import msgspec
 
+from holdfast.archive.blobs import checked
 from holdfast.errors import DamageError, NotFoundError, UsageError
 from holdfast.images.layerfile import LayerFile
 from holdfast.images.spool import Spool
 from holdfast.model.digest import Digest
-from holdfast.model.oci import (
-    IMAGE_CONFIG_TYPE,
-    LAYER_TYPE,
-    MANIFEST_TYPE,
-    Descriptor,
-    ImageConfig,
-    Manifest,
-)
+from holdfast.model.oci import LAYER_TYPE, Descriptor, ImageConfig, Manifest
 from holdfast.progress import Part, Progress
 from holdfast.storage.dogestry import LARGEST_JSON, DogestryLayout
 
@@ -270,12 +264,7 @@ def _made_config(top: bytes, images: Sequence[_Link], layers: Sequence[LegacyLay
 
 def plain_manifest(config: bytes, layers: Sequence[tuple[Digest, int]]) -> bytes:
     """Give an image of this layout the manifest that it never had: its layers, by digest and size, uncompressed."""
-    return Manifest(
-        schema_version=2,
-        media_type=MANIFEST_TYPE,
-        config=Descriptor(IMAGE_CONFIG_TYPE, str(Digest.of(config)), len(config)),
-        layers=[Descriptor(LAYER_TYPE, str(digest), size) for digest, size in layers],
-    ).encode()
+    return Manifest.of_image(config, [Descriptor(LAYER_TYPE, str(digest), size) for digest, size in layers]).encode()
 
 
 # Images of Holdfast's own
@@ -354,20 +343,13 @@ def _our_own(layout: DogestryLayout, image_id: str, config: bytes) -> LegacyImag
     for layer_id, diff_id, size in zip(ids, diff_ids, sizes, strict=True):
         if size is None:
             raise DamageError(f"the layer {layer_id} of image {image_id} is missing from {layout}")
-        layers.append(LegacyLayer(diff_id, size, partial(_checked, layout, image_id, layer_id, diff_id)))
+        layers.append(LegacyLayer(diff_id, size, partial(_checked, layout, image_id, layer_id, diff_id, size)))
     return LegacyImage(config, tuple(layers))
 
 
-def _checked(layout: DogestryLayout, image_id: str, layer_id: str, diff_id: Digest) -> Iterator[Data]:
-    hasher = hashlib.new(diff_id.algorithm)
-    for piece in layout.open_layer(layer_id).pieces:
-        hasher.update(piece)
-        yield piece
-    if hasher.hexdigest() != diff_id.hex:
-        raise DamageError(
-            f"the layer {layer_id} of image {image_id} in {layout} is altered: "
-            f"its bytes hash to {diff_id.algorithm}:{hasher.hexdigest()}, not to {diff_id}"
-        )
+def _checked(layout: DogestryLayout, image_id: str, layer_id: str, diff_id: Digest, size: int) -> Iterator[Data]:
+    what = f"the layer {layer_id} of image {image_id} in {layout}"
+    yield from checked(layout.open_layer(layer_id).pieces, diff_id, size, what)
 
 
 # What is read

@@ -15,15 +15,7 @@ from holdfast.errors import DamageError, NotFoundError
 from holdfast.images.dogestry import EMPTY_LAYER, image_json, layer_ids, plain_manifest, trusted_config
 from holdfast.model.digest import Digest
 from holdfast.model.images import ImageName
-from holdfast.model.oci import (
-    IMAGE_CONFIG_TYPE,
-    LARGEST_MANIFEST,
-    MANIFEST_TYPE,
-    Descriptor,
-    Index,
-    Manifest,
-    read_manifest,
-)
+from holdfast.model.oci import LARGEST_MANIFEST, Descriptor, Index, Manifest, read_manifest
 from holdfast.progress import Progress
 from holdfast.storage.dogestry import DogestryLayout
 from holdfast.storage.store import KnownLayer, Store
@@ -103,12 +95,10 @@ class RegistryTarget(Target):
         return {diff_id: layer.raw_size for diff_id, layer in self._layers.items()}
 
     def config(self, digest: Digest, diff_ids: Sequence[Digest]) -> bytes | None:  # noqa: ARG002
-        if self._store.blob_size(digest) is None:
-            return None
         try:
             return self._store.read_blob(digest, limit=LARGEST_MANIFEST)
         except DamageError:
-            return None  # it is stored anew
+            return None  # missing or altered, it is stored anew
 
     def put_layer(self, packed: Packed, file: BinaryIO) -> bool:
         sent = self._store.put_blob_file(self._repositories[0], packed.digest, file, packed.size)
@@ -125,17 +115,13 @@ class RegistryTarget(Target):
         return True
 
     def publish(self, config: bytes, diff_ids: Sequence[Digest]) -> Digest:
-        layers = [self._layers[diff_id] for diff_id in diff_ids]
-        manifest = Manifest(
-            schema_version=2,
-            media_type=MANIFEST_TYPE,
-            config=Descriptor(IMAGE_CONFIG_TYPE, str(Digest.of(config)), len(config)),
-            layers=[Descriptor(layer.media_type, layer.digest, layer.size) for layer in layers],
-        ).encode()
-        digest = Digest.of(manifest)
-        if not (self._is_tagged(digest) and self._holds(digest) and self._holds(Digest.of(config))):
-            self._store.put_blob(self._repositories[0], Digest.of(config), config, rewrite=True)
-            self._link([layer.parsed() for layer in layers] + [Digest.of(config)])
+        known = [self._layers[diff_id] for diff_id in diff_ids]
+        layers = [Descriptor(layer.media_type, layer.digest, layer.size) for layer in known]
+        manifest = Manifest.of_image(config, layers).encode()
+        digest, config_digest = Digest.of(manifest), Digest.of(config)
+        if not (self._is_tagged(digest) and self._holds(digest) and self._holds(config_digest)):
+            self._store.put_blob(self._repositories[0], config_digest, config, rewrite=True)
+            self._link([*(layer.parsed() for layer in layers), config_digest])
             self._tag([(digest, manifest)])
         return digest
 

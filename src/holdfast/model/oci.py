@@ -63,6 +63,12 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, 
         return msgspec.json.format(msgspec.json.encode(self), indent=0)
 
     @classmethod
+    def of_image(cls, config: bytes, layers: Sequence[Descriptor]) -> Manifest:
+        """Make an image's manifest. ``layers`` are bottom first."""
+        described = Descriptor(IMAGE_CONFIG_TYPE, str(Digest.of(config)), len(config))
+        return cls(schema_version=2, media_type=MANIFEST_TYPE, config=described, layers=list(layers))
+
+    @classmethod
     def decode(cls, data: bytes) -> Manifest:
         """Read a manifest.
 
