@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,6 +15,7 @@ import pytest
 from engines import ROOT, Containers, Engine, Options
 from images import import_base_image
 from servers import PROGRAMS, Registry, S3Bucket, SeaweedFS, StartError, find_program
+from shipping import Ship
 
 REQUIRE_VARIABLE = "HOLDFAST_TEST_REQUIRE"
 ENGINES = ("docker", "docker28")  # those of the programs that are engines
@@ -231,6 +233,25 @@ def engine_28_containerd(make_engine: Callable[..., Engine]) -> Engine:
 def each_engine(request: pytest.FixtureRequest) -> Engine:
     """Every kind of engine in turn: the test runs once with each."""
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def every_kind(request: pytest.FixtureRequest, two_engines: tuple[Engine, Engine]) -> list[Engine]:
+    """An engine of every kind that there is here, none of them docker_engine."""
+    newer = ["engine_28", "engine_28_containerd"] if find_program("docker28") else []
+    return [two_engines[0], *map(request.getfixturevalue, newer)]
+
+
+@pytest.fixture
+def image() -> str:
+    """An image's name that no other test gives."""
+    return f"test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def ship(s3_bucket: S3Bucket) -> Ship:
+    """The commands about images, with a bucket of this test's own."""
+    return Ship(s3_bucket.url)
 
 
 @pytest.fixture(scope="session")

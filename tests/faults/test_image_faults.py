@@ -4,7 +4,6 @@ import random
 import shutil
 import signal
 import subprocess
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
@@ -14,7 +13,6 @@ from engines import wait_until
 from gate import Gate
 from holdfast.storage.backends.objects import RETRIES
 from images import random_bytes
-from servers import find_program
 from shipping import MIB, Ship, blob_key, ended, files, id_in, layer, layers_in, load
 
 pytestmark = [
@@ -22,17 +20,6 @@ pytestmark = [
     # A command leaves its connections to its end, which these commands, being run in this process, do not have.
     pytest.mark.filterwarnings("ignore:.*socket:pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-@pytest.fixture
-def image():
-    """A name that no other test gives."""
-    return f"test-{uuid.uuid4().hex}"
-
-
-@pytest.fixture
-def ship(s3_bucket):
-    return Ship(s3_bucket.url)
 
 
 @pytest.fixture
@@ -66,13 +53,6 @@ def listening_engine(make_engine):
     engine = make_engine(listen="tcp")
     yield engine
     engine.stop()
-
-
-@pytest.fixture
-def every_kind(request, two_engines):
-    """An engine of every kind that there is here, none of them docker_engine."""
-    newer = ["engine_28", "engine_28_containerd"] if find_program("docker28") else []
-    return [two_engines[0], *map(request.getfixturevalue, newer)]
 
 
 @pytest.fixture

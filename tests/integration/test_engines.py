@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import uuid
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,6 @@ from images import build, diff_ids, random_bytes, text_bytes
 MIB = 1 << 20
 
 pytestmark = pytest.mark.needs("docker")
-
-
-@pytest.fixture
-def image():
-    """A name that no other test gives."""
-    return f"test-{uuid.uuid4().hex}"
 
 
 def _version(engine):

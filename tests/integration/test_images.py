@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import uuid
 from urllib.parse import urlsplit
 
 import pytest
@@ -14,7 +13,7 @@ from gate import Gate
 from holdfast.model.urls import BucketUrl
 from holdfast.storage.backends import open_bucket
 from images import build, diff_ids, random_bytes
-from servers import find_program, free_ports
+from servers import free_ports
 from serving import Serving
 from shipping import (
     MIB,
@@ -34,24 +33,6 @@ pytestmark = [
     # A command leaves its connections to its end, which these commands, being run in this process, do not have.
     pytest.mark.filterwarnings("ignore:.*socket:pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-@pytest.fixture
-def image():
-    """A name that no other test gives."""
-    return f"test-{uuid.uuid4().hex}"
-
-
-@pytest.fixture
-def ship(s3_bucket):
-    return Ship(s3_bucket.url)
-
-
-@pytest.fixture
-def every_kind(request, two_engines):
-    """An engine of every kind that there is here, none of them docker_engine."""
-    newer = ["engine_28", "engine_28_containerd"] if find_program("docker28") else []
-    return [two_engines[0], *map(request.getfixturevalue, newer)]
 
 
 @pytest.fixture(params=["docker_engine", "engine_28_containerd"])

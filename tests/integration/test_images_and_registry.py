@@ -3,12 +3,10 @@
 import hashlib
 import json
 import urllib.request
-import uuid
 
 import pytest
 
 from images import build, diff_ids, random_bytes
-from servers import find_program
 from shipping import MIB, Ship, files, id_in, keeps_blobs, layer, layers_in, load, read_blob, skopeo
 
 pytestmark = [
@@ -19,24 +17,6 @@ pytestmark = [
 
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
-
-
-@pytest.fixture
-def image():
-    """A name that no other test gives."""
-    return f"test-{uuid.uuid4().hex}"
-
-
-@pytest.fixture
-def ship(s3_bucket):
-    return Ship(s3_bucket.url)
-
-
-@pytest.fixture
-def every_kind(request, two_engines):
-    """An engine of every kind that there is here, none of them docker_engine."""
-    newer = ["engine_28", "engine_28_containerd"] if find_program("docker28") else []
-    return [two_engines[0], *map(request.getfixturevalue, newer)]
 
 
 @pytest.fixture
